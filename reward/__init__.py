@@ -1,0 +1,1 @@
+"""Text and ground truth in, a score out; each file stands alone."""
