@@ -1,0 +1,1 @@
+"""Hub or local files in, verl-shaped parquet and a manifest out."""
