@@ -1,0 +1,157 @@
+"""Show a config as a run would use it: python -m recipe.compose demo [key=value ...]
+
+A config holds only differences from verl's `ppo_trainer`. Hydra rejects an unknown key on the command
+line but accepts a mistyped one inside a YAML file silently; here both are errors.
+"""
+
+import argparse
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG_FOLDER = Path(__file__).resolve().parent / "config"
+
+# Keys that verl 0.9.1 reads although its own YAML files do not declare them, each with the reader.
+UNDECLARED_KEYS = {
+    "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "verl.trainer.main_ppo.TaskRunnerV1",
+    "reward.reward_kwargs": "verl.experimental.reward_loop.reward_manager.dapo.DAPORewardManager",
+    "reward.custom_reward_function.reward_kwargs": "verl.trainer.ppo.reward.get_custom_reward_fn",
+    "ray_kwargs.ray_init": "ray.init, called by verl.trainer.main_ppo.run_ppo",
+}
+
+
+def config_names() -> list[str]:
+    """Return the names of the shipped configs."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+
+
+def compose(name: str, overrides: list[str], device: str) -> DictConfig:
+    """Compose a config as the run will use it, every interpolation resolved.
+
+    Args:
+        name: a config of `recipe/config`, without `.yaml`.
+        overrides: Hydra overrides, which win over the files.
+        device: "cpu" adds `recipe/config/device/cpu.yaml`, "cuda" nothing.
+
+    Raises:
+        ValueError: an unknown config, a malformed override or an unknown key; one line.
+    """
+    if name not in config_names():
+        raise ValueError(f"unknown config '{name}'; there are {', '.join(config_names())}")
+    os.environ.setdefault("JUSTRL_ROOT", str(CONFIG_FOLDER.parent.parent))  # justrl.yaml names the reward below it
+    if device == "cpu":
+        overrides = ["+device=cpu", *overrides]
+    base = hydra_compose(verl_config_folder(), "ppo_trainer", [])
+    search_path = f"hydra.searchpath=[file://{verl_config_folder()}]"
+    try:
+        config = hydra_compose(CONFIG_FOLDER, name, [search_path, *overrides])
+    except ValueError as error:
+        refused = re.search(r"override '([\w.]+)'", str(error))
+        advice = suggestion(refused[1], base) if refused else ""
+        raise ValueError(f"{str(error).rstrip('.')}{advice}") from error
+    unknown = unknown_keys(plain(config), plain(base))
+    if unknown:
+        raise ValueError(f"{name}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{name}: {first_line(error)}") from error
+    return config
+
+
+def device() -> str:
+    """Return "cpu" or "cuda": JUSTRL_DEVICE if set, else what the machine has.
+
+    Raises:
+        ValueError: JUSTRL_DEVICE is something else.
+    """
+    asked = os.environ.get("JUSTRL_DEVICE")
+    if asked not in (None, "", "cpu", "cuda"):
+        raise ValueError(f"JUSTRL_DEVICE={asked}: use cpu or cuda")
+    return asked or ("cuda" if Path("/proc/driver/nvidia/gpus").is_dir() else "cpu")
+
+
+def verl_config_folder() -> Path:
+    """Return verl's folder of configs, found without importing verl, which takes ten seconds."""
+    spec = importlib.util.find_spec("verl")
+    if spec is None:
+        raise ValueError("verl is not installed; run ./run_justrl.sh --setup-only first")
+    return Path(spec.origin).parent / "trainer" / "config"
+
+
+def hydra_compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:
+    """Run Hydra's compose; its errors become a ValueError of one line."""
+    try:
+        with hydra.initialize_config_dir(str(folder), version_base=None):
+            return hydra.compose(name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"{name}: {first_line(error)}") from error
+
+
+def plain(config: DictConfig) -> dict:
+    """Return a config as plain dictionaries, interpolations left as they are."""
+    return OmegaConf.to_container(config)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without Hydra's advice to append with a plus."""
+    return str(error).strip().splitlines()[0]
+
+
+def unknown_keys(config: dict, base: dict, prefix: str = "") -> list[str]:
+    """Return the dotted keys of `config` that neither `base` nor verl's code knows."""
+    unknown = []
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if any(path == known or path.startswith(f"{known}.") for known in UNDECLARED_KEYS):
+            continue
+        if key not in base:
+            unknown.append(path)
+        elif isinstance(value, dict) and isinstance(base[key], dict) and base[key]:  # an empty mapping takes any key
+            unknown += unknown_keys(value, base[key], f"{path}.")
+    return unknown
+
+
+def suggestion(path: str, base: DictConfig) -> str:
+    """Return "; did you mean ...?" with the known key nearest to the first unknown part of `path`, or nothing."""
+    known, node = [], base
+    for key in path.split("."):
+        if not isinstance(node, DictConfig):
+            return ""
+        if key not in node:
+            nearest = difflib.get_close_matches(key, list(node), n=1)
+            return f"; did you mean {'.'.join([*known, nearest[0]])}?" if nearest else ""
+        known.append(key)
+        node = node[key]
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help=f"one of {', '.join(config_names())}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    parser.add_argument("--get", action="append", metavar="KEY", help="print only this value; may be repeated")
+    args = parser.parse_args()
+    try:
+        config = compose(args.config, args.overrides, device())
+        for key in args.get or []:
+            print(OmegaConf.select(config, key, throw_on_missing=True))
+    except (ValueError, OmegaConfBaseException) as error:
+        print(f"recipe.compose: {first_line(error)}", file=sys.stderr)
+        return 2
+    if not args.get:
+        print(OmegaConf.to_yaml(config, sort_keys=True), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
