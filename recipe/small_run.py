@@ -1,0 +1,49 @@
+"""verl's fixed costs per poll and per sample, which only a run of tiny responses notices."""
+
+from types import SimpleNamespace
+
+import hydra
+import ray
+from verl.experimental.agent_loop import agent_loop
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+POLL_SECONDS = 0.2
+
+
+class FastPollingReplayBuffer(ReplayBuffer):
+    """verl's ReplayBuffer looks for finished rollouts every 2 s, as long as a whole generation of the demo.
+
+    `trainer.v1.sampler.sampler_kwargs` does not reach the constructor's `poll_interval`, hence a subclass,
+    named by `trainer.v1.sampler.custom_sampler`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, poll_interval=POLL_SECONDS, **kwargs)
+
+
+def instantiate_once(config: dict, made: dict = {}, **kwargs):  # noqa: B006 - the shared default is the memory
+    """Stand in for `hydra.utils.instantiate`: one object per class instead of one per call."""
+    if config["_target_"] not in made:
+        made[config["_target_"]] = hydra.utils.instantiate(config, **kwargs)
+    return made[config["_target_"]]
+
+
+class AgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+    """verl's worker, which keeps its agent loop instead of instantiating one for every sample.
+
+    `AgentLoopWorker._run_agent_loop` does that through Hydra, which takes longer than a tiny model's whole
+    response. The single-turn loop holds nothing between samples, and its arguments never change.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        agent_loop.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=instantiate_once))
+
+
+class AgentLoopManager(AgentLoopManagerTQ):
+    """verl's manager with the worker above; named by `rollout.agent.agent_loop_manager_class`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(AgentLoopWorker)
