@@ -1,0 +1,65 @@
+"""Export a checkpoint as a Hugging Face model: python -m recipe.export outputs/demo [--step N]
+
+Prints the exported folder, `<run>/export/step_<N>`; one that is there is kept. verl's model merger does the
+work and saves bfloat16 weights.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from recipe.resume import complete_checkpoints
+
+SECONDS = 3600  # a merge of a 1.5B model takes minutes
+
+
+def export(run: Path, step: int | None) -> Path:
+    """Export `step`, or the newest complete checkpoint, and return the folder.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+        RuntimeError: verl's merger failed; its last lines are in the message.
+    """
+    steps = complete_checkpoints(run / "checkpoints")
+    if not steps:
+        raise ValueError(f"{run}: has no complete checkpoint to export")
+    if step is not None and step not in steps:
+        raise ValueError(f"{run}: has no complete checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    step = steps[-1] if step is None else step
+    target = run / "export" / f"step_{step}"
+    checkpoint = run / "checkpoints" / f"global_step_{step}"
+    made = target / "config.json"
+    if made.is_file() and made.stat().st_mtime > (checkpoint / "data.pt").stat().st_mtime:
+        return target
+    aside = target.with_name(f".{target.name}")
+    source = checkpoint / "actor"
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+    command += ["--local_dir", str(source), "--target_dir", str(aside)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    if done.returncode:
+        raise RuntimeError("verl's model merger failed:\n" + "\n".join(done.stderr.splitlines()[-5:]))
+    shutil.rmtree(target, ignore_errors=True)  # of a checkpoint that was trained again since
+    aside.replace(target)
+    return target
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run, outputs/<experiment>")
+    parser.add_argument("--step", type=int, help="default: the newest complete checkpoint")
+    args = parser.parse_args()
+    try:
+        print(export(args.run, args.step))
+    except ValueError as error:
+        print(f"recipe.export: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"recipe.export: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Everything a run needs, looked for before anything heavy starts.
+
+Each function raises ValueError with one line that says what is wrong and how to mend it.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+
+from data_prep.parquet import read_rows
+
+# CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
+CPUS_PER_RANK = 3  # verl.single_controller.ray.ResourcePoolManager.max_colocate_count
+CPUS_OF_TRANSFER_QUEUE = 1  # transfer_queue.controller.TransferQueueController
+CPUS_TO_START_AN_ACTOR = 1
+
+BYTES_PER_PARAMETER = 12  # a checkpoint holds fp32 weights and two Adam moments
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check(config: DictConfig) -> None:
+    """Run every check on a composed config."""
+    check_resume(config)
+    check_nodes(config)
+    check_data(config)
+    check_model(config.actor_rollout_ref.model.path)
+    check_reward(config.reward.custom_reward_function.path)
+    check_batch(config)
+    check_ray_cpus(config)
+    check_disk(config)
+
+
+def check_resume(config: DictConfig) -> None:
+    """The run's folder and its resume are as `recipe.train` needs them."""
+    if Path(config.trainer.default_local_dir).name != "checkpoints":
+        raise ValueError(
+            f"trainer.default_local_dir={config.trainer.default_local_dir}: must end in /checkpoints; "
+            "the folder above it is the run's"
+        )
+    if config.trainer.resume_mode != "auto":
+        raise ValueError(
+            f"trainer.resume_mode={config.trainer.resume_mode}: only auto is supported; "
+            "give the run another trainer.experiment_name to start afresh"
+        )
+
+
+def check_nodes(config: DictConfig) -> None:
+    """Nodes and GPUs are there, or a Ray cluster is named that may have them."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    if config.trainer.nnodes > 1:
+        raise ValueError(
+            f"the run wants {config.trainer.nnodes} nodes; start a Ray cluster and set RAY_ADDRESS, "
+            "or set trainer.nnodes=1"
+        )
+    gpus = Path("/proc/driver/nvidia/gpus")
+    if config.trainer.device == "cuda" and gpus.is_dir() and len(list(gpus.iterdir())) < config.trainer.n_gpus_per_node:
+        there = len(list(gpus.iterdir()))
+        raise ValueError(f"this machine has {there} GPUs; set trainer.n_gpus_per_node={there}")
+
+
+def files(value: str | ListConfig | list) -> list[str]:
+    """Return a config value that may be one file or several as a list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def check_data(config: DictConfig) -> None:
+    """Every parquet file is readable and in verl's format; the training set fills a batch."""
+    for path in files(config.data.val_files):
+        read_rows(path)
+    rows = sum(len(read_rows(path)) for path in files(config.data.train_files))
+    if rows < config.data.train_batch_size:
+        raise ValueError(f"{rows} training rows do not fill a batch; lower data.train_batch_size to {rows} or less")
+
+
+def check_model(path: str | None) -> None:
+    """The model is a folder with a config and a tokenizer, or looks like a hub id."""
+    if not path:
+        raise ValueError("the config names no model; add actor_rollout_ref.model.path=FOLDER_OR_HUB_ID")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or path.count("/") != 1 or path.startswith((".", "models/")):
+            raise ValueError(f"model {path}: no such folder")
+        return  # a hub id: the hub says whether it exists
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model {path}: has no config.json; is it a Hugging Face model folder?")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(f"model {path}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save it beside the weights")
+
+
+def check_reward(path: str | None) -> None:
+    """The reward file exists."""
+    if path and not path.startswith("pkg://") and not Path(path.removeprefix("file://")).is_file():
+        raise ValueError(f"reward {path}: no such file; set reward.custom_reward_function.path")
+
+
+def check_batch(config: DictConfig) -> None:
+    """Batch sizes divide as verl's trainer asserts, minutes into a run."""
+    batch, mini = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
+    if mini > batch:
+        raise ValueError(f"actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={batch}")
+    if batch % mini:
+        raise ValueError(f"data.train_batch_size={batch} is no multiple of actor.ppo_mini_batch_size={mini}")
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    responses = mini * config.actor_rollout_ref.rollout.n
+    if responses % ranks:
+        raise ValueError(f"a mini-batch of {responses} responses does not divide by {ranks} ranks")
+
+
+def ray_cpus_needed(config: DictConfig) -> int:
+    """Return how many CPUs Ray must have for a run of this config to start at all."""
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    return ranks * CPUS_PER_RANK + CPUS_OF_TRANSFER_QUEUE + storage + CPUS_TO_START_AN_ACTOR
+
+
+def check_ray_cpus(config: DictConfig) -> None:
+    """Ray on this machine is given enough CPUs; with fewer, verl waits for ever without a word."""
+    if os.environ.get("RAY_ADDRESS"):
+        return  # an existing cluster has its own number
+    needed = ray_cpus_needed(config)
+    given = config.ray_kwargs.ray_init.num_cpus or os.cpu_count()
+    if config.trainer.nnodes == 1 and given < needed:
+        raise ValueError(
+            f"Ray has {given} CPUs and the run needs {needed}; set ray_kwargs.ray_init.num_cpus={needed} "
+            "(a logical number: it may exceed the machine's)"
+        )
+
+
+def parameters(model: str) -> int | None:
+    """Return a local model's number of parameters from its safetensors headers; None where there are none."""
+    weights = sorted(Path(model).expanduser().glob("*.safetensors"))
+    total = 0
+    for path in weights:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                count = 1
+                for size in tensor["shape"]:
+                    count *= size
+                total += count
+    return total if weights else None
+
+
+def check_disk(config: DictConfig) -> None:
+    """The disk has room for as many checkpoints as are kept, and the one that is being written."""
+    count = parameters(config.actor_rollout_ref.model.path)
+    if count is None or config.trainer.save_freq <= 0:
+        return
+    kept = config.trainer.max_actor_ckpt_to_keep or 1
+    needed = (kept + 1) * count * BYTES_PER_PARAMETER
+    folder = Path(config.trainer.default_local_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for {kept + 1} checkpoints; "
+            "free some or set trainer.default_local_dir"
+        )

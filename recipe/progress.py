@@ -1,0 +1,90 @@
+"""A line per training step from verl's metrics, and the cause of a failure from verl's log."""
+
+import re
+import time
+from pathlib import Path
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+ACTOR_PREFIX = re.compile(r"^\((\w+ )?pid=[^)]*\) ")
+ERROR_LINE = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit))(?:\(.*?\))?: (\S.*)")
+# Wrappers that repeat another process's error.
+WRAPPERS = ("RayTaskError", "ActorDiedError", "EngineDeadError", "Error executing job")
+SMOOTHED_STEPS = 5
+REWARD = "critic/score/mean"
+
+
+def validation_accuracy(metrics: dict) -> float | None:
+    """Return the mean accuracy (0 to 1) over the validation sets of a step, None if it was not validated."""
+    values = [v for k, v in metrics.items() if re.fullmatch(r"val-core/.+/acc/mean@\d+", k)]
+    return sum(values) / len(values) if values else None
+
+
+def has_training(metrics: dict) -> bool:
+    """Return whether a step's metrics are of an update, not only of a validation."""
+    return REWARD in metrics
+
+
+def number(metrics: dict, key: str, form: str = "+.3f") -> str:
+    """Return a metric formatted; "nan" for one that verl's logger wrote as null."""
+    return "nan" if metrics[key] is None else format(metrics[key], form)
+
+
+class StepLines:
+    """Formats steps as they arrive and estimates the time left from the last few."""
+
+    def __init__(self, total_steps: int):
+        self.total_steps = total_steps
+        self.seconds: list[float] = []
+
+    def line(self, step: int, metrics: dict) -> str:
+        """Return one line for the terminal."""
+        accuracy = validation_accuracy(metrics)
+        validated = "" if accuracy is None else f"  val acc {accuracy:.3f}"
+        if not has_training(metrics):
+            return f"  step {step:>4}/{self.total_steps}{validated}"
+        self.seconds.append(metrics["timing_s/step"] + metrics.get("timing_s/testing", 0.0))
+        recent = self.seconds[-SMOOTHED_STEPS:]
+        left = (self.total_steps - step) * sum(recent) / len(recent)
+        return (
+            f"  step {step:>4}/{self.total_steps}  reward {number(metrics, REWARD)}"
+            f"  length {number(metrics, 'response_length/mean', '.0f')}"
+            f"  entropy {number(metrics, 'actor/entropy', '.3f')}"
+            f"  {metrics['timing_s/step']:.1f} s/step  {duration(left)} left{validated}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 45 s, 12 min or 3.4 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def clean(line: str) -> str:
+    """Return a line of Ray's output without colours and the actor's name."""
+    return ACTOR_PREFIX.sub("", ANSI.sub("", line)).strip()
+
+
+def cause(log: Path, offset: int = 0) -> str:
+    """Return the error that ended a run, from its log after `offset` bytes: the first that is no wrapper."""
+    with open(log, errors="replace") as file:
+        file.seek(offset)
+        lines = [clean(line) for line in file]
+    errors = [line for line in lines if ERROR_LINE.match(line) and not any(word in line for word in WRAPPERS)]
+    if errors:
+        return errors[0][:500]
+    return next((line[:500] for line in reversed(lines) if line), "no output")
+
+
+class WaitingLine:
+    """Says now and then that something slow is still going on."""
+
+    def __init__(self, what: str, every_seconds: float = 20):
+        self.what, self.every_seconds = what, every_seconds
+        self.started = self.last = time.monotonic()
+
+    def tick(self) -> None:
+        """Print a line if the last one is old enough."""
+        if time.monotonic() - self.last >= self.every_seconds:
+            self.last = time.monotonic()
+            print(f"  {self.what} ... {self.last - self.started:.0f} s", flush=True)

@@ -1,0 +1,77 @@
+"""What a relaunched run continues from: the metrics and the checkpoint, brought into agreement.
+
+A run can die between any two writes. Metrics are logged after a checkpoint is saved, so the newest
+checkpoint may lack its line, and lines may exist for steps that will be run again.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+from data_prep.parquet import write_text_whole
+
+DISCARDED = "metrics.discarded.jsonl"  # where metrics go that no checkpoint stands behind
+TRACKER = "latest_checkpointed_iteration.txt"  # verl.utils.checkpoint.checkpoint_manager reads it
+
+
+def read_metrics(path: Path) -> dict[int, dict]:
+    """Return step to metrics from a `metrics.jsonl`; a torn last line is left out."""
+    by_step: dict[int, dict] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the run died while it wrote this line
+            by_step.setdefault(record["step"], {}).update(record["data"])
+    return by_step
+
+
+def format_metrics(by_step: dict[int, dict]) -> str:
+    """Return metrics as JSON lines, in the form of verl's file logger."""
+    return "".join(json.dumps({"step": step, "data": by_step[step]}) + "\n" for step in sorted(by_step))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether every part of a checkpoint folder is there and whole.
+
+    verl writes `data.pt` last; torch's files are zip archives, whose index comes last.
+    """
+    parts = [checkpoint / "data.pt", *checkpoint.glob("actor/*.pt")]
+    return len(parts) > 1 and all(zipfile.is_zipfile(part) for part in parts)
+
+
+def complete_checkpoints(folder: Path) -> list[int]:
+    """Return the steps of the complete checkpoints in `folder`, ascending."""
+    found = (path for path in folder.glob("global_step_*") if path.name.removeprefix("global_step_").isdigit())
+    return sorted(int(path.name.removeprefix("global_step_")) for path in found if is_complete(path))
+
+
+def agree(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:
+    """Make metrics and checkpoints agree and return the step to continue from (0: from the start).
+
+    That step is the newest complete checkpoint with a metrics line for it and every step before it.
+    Later lines are dropped, verl's tracker file is set to it. With no such checkpoint all lines are moved
+    aside to `metrics.discarded.jsonl`.
+
+    Args:
+        metrics_path: the run's `metrics.jsonl`.
+        attempt_path: what the last start wrote, merged into the former and removed.
+        checkpoints: the folder of `global_step_<N>`.
+    """
+    by_step = read_metrics(metrics_path)
+    for step, metrics in read_metrics(attempt_path).items():
+        by_step.setdefault(step, {}).update(metrics)
+    logged = 0
+    while logged + 1 in by_step:
+        logged += 1
+    step = max((step for step in complete_checkpoints(checkpoints) if step <= logged), default=0)
+    if logged and not step:
+        write_text_whole(metrics_path.with_name(DISCARDED), format_metrics(by_step))
+    write_text_whole(metrics_path, format_metrics({s: m for s, m in by_step.items() if step and s <= step}))
+    attempt_path.unlink(missing_ok=True)
+    if step:
+        write_text_whole(checkpoints / TRACKER, str(step))
+    else:
+        (checkpoints / TRACKER).unlink(missing_ok=True)
+    return step

@@ -1,0 +1,254 @@
+"""Train a config through verl: python -m recipe.train demo [key=value ...]
+
+Checks what the run needs, continues from its last checkpoint if there is one, prints a line per step
+and keeps verl's own output in a log. Files appear in `outputs/<experiment_name>/`. Exit status: 0 done,
+1 the run failed or was interrupted, 2 wrong use. Paths are relative to the repository's root.
+
+example: python -m recipe.train justrl_deepseek trainer.nnodes=1 trainer.n_gpus_per_node=8
+"""
+
+import argparse
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from data_prep.parquet import write_text_whole
+from recipe import preflight
+from recipe.compose import compose, config_names, device
+from recipe.processes import ProcessRecord, adopt_orphans, run_lock
+from recipe.progress import StepLines, WaitingLine, cause, has_training
+from recipe.resume import DISCARDED, agree, format_metrics, read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM_PYTHON = ROOT / "recipe" / "warm_python.py"
+POLL_SECONDS = 1.0
+
+# What most of a run's processes import, without Ray and verl: both read the environment of the process they
+# are first imported in, so a fork must import them itself.
+WARM_MODULES = (
+    "tensordict",
+    "torch._inductor.lowering",
+    "torch.utils.tensorboard",
+    "datasets",
+    "torchdata.stateful_dataloader",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.qwen2.modeling_qwen2",
+    "peft",
+    "vllm.outputs",
+    "vllm.entrypoints.openai.api_server",
+)
+
+CPU_ENVIRONMENT = {
+    # The first three make verl load recipe.cpu_platform, see there.
+    "VERL_PLATFORM": "cpu",
+    "VERL_USE_EXTERNAL_MODULES": "recipe.cpu_platform",
+    "VERL_ENGINE_DEVICE": "cuda",  # verl registers its FSDP engines for cuda and npu only (EngineRegistry)
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets vLLM's engine run the model itself, one process fewer
+    "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than a tiny model's whole run
+    "TQ_NUM_THREADS": "1",  # TransferQueue's default of 8 makes it warn at every call on a smaller machine
+    "OMP_NUM_THREADS": "1",  # rollout and agent loops share two cores; training takes them all, see cpu_platform
+}
+
+
+class Interrupted(Exception):
+    """SIGINT, SIGTERM or SIGHUP arrived."""
+
+
+def run_folder(config: DictConfig) -> Path:
+    """Return the folder of a run, named by its experiment alone, so that a relaunch finds it."""
+    return Path(config.trainer.default_local_dir).parent
+
+
+def prepare_config(config: DictConfig, step: int) -> None:
+    """Set in place what depends on this start: where Ray runs, and no second validation of a step."""
+    with open_dict(config):
+        if step:
+            config.trainer.val_before_train = False  # it would log the checkpoint's step again
+        if not os.environ.get("RAY_ADDRESS"):
+            # Without "local" Ray joins whatever cluster it finds on the machine.
+            config.ray_kwargs.ray_init.address = "local"
+            config.ray_kwargs.ray_init.include_dashboard = False
+        else:
+            # The cluster's workers were not started by this process and do not inherit its environment.
+            config.ray_kwargs.ray_init.runtime_env.env_vars = fixed_environment(config)
+        if os.environ.get("JUSTRL_WARM_PYTHON"):
+            config.ray_kwargs.ray_init.runtime_env.py_executable = shlex.join(
+                [sys.executable, "-S", "-E", str(WARM_PYTHON)]
+            )
+
+
+def attempt_path(config: DictConfig) -> Path:
+    """Return where verl's file logger writes; it empties the file at each start, hence not `metrics.jsonl`."""
+    return run_folder(config) / "attempt.jsonl"
+
+
+def fixed_environment(config: DictConfig) -> dict[str, str]:
+    """Return the variables that every process of the run needs, wherever it runs."""
+    return {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "VERL_FILE_LOGGER_PATH": str(attempt_path(config).resolve()),
+        "TENSORBOARD_DIR": str((run_folder(config) / "tensorboard").resolve()),
+        **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else {}),
+    }
+
+
+def environment(config: DictConfig) -> dict[str, str]:
+    """Return the whole environment of the driver, and so of every process of a local Ray."""
+    fixed = fixed_environment(config) | {
+        "JUSTRL_PYTHON": sys.executable,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        fixed |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    return os.environ | fixed
+
+
+def changed_keys(before: Path, config: DictConfig) -> list[str]:
+    """Return the dotted keys in which `config` differs from the one that the run was last started with."""
+
+    def flat(value, prefix: str = "") -> dict:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for key, child in value.items() for k, v in flat(child, f"{prefix}.{key}".lstrip(".")).items()}
+
+    if not before.exists():
+        return []
+    old, new = (flat(OmegaConf.to_container(c)) for c in (OmegaConf.load(before), config))
+    ignored = ("ray_kwargs.", "trainer.val_before_train")  # set anew at every start
+    return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(ignored))
+
+
+def start_warm_python(socket: str, variables: dict[str, str], log) -> subprocess.Popen:
+    """Start the server that this run's processes are forked from, and wait until it listens."""
+    command = [sys.executable, "-m", "recipe.warm_python", socket, *WARM_MODULES]
+    server = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+    waiting = WaitingLine("importing torch, vLLM and transformers, once for all processes")
+    while not os.path.exists(socket):
+        if server.poll() is not None:
+            raise RuntimeError("the warm Python ended before it listened")
+        waiting.tick()
+        time.sleep(POLL_SECONDS)
+    return server
+
+
+def follow(driver: subprocess.Popen, record: ProcessRecord, attempt: Path, metrics_path: Path, lines: StepLines) -> int:
+    """Move finished steps from verl's file to `metrics.jsonl`, a line printed for each, until the driver ends."""
+    seen: set[int] = set()
+    read_to = 0
+    waiting = WaitingLine("starting Ray, the FSDP actor and the vLLM rollout")
+
+    def collect() -> None:
+        nonlocal read_to
+        size = attempt.stat().st_size if attempt.exists() else 0
+        if size == read_to:
+            return
+        read_to = size
+        for step, metrics in read_metrics(attempt).items():
+            if step not in seen:
+                seen.add(step)
+                with open(metrics_path, "a") as file:
+                    file.write(format_metrics({step: metrics}))
+                print(lines.line(step, metrics), flush=True)
+
+    while driver.poll() is None:
+        record.update()
+        collect()
+        if not seen:
+            waiting.tick()
+        time.sleep(POLL_SECONDS)
+    collect()
+    attempt.unlink(missing_ok=True)
+    return driver.returncode
+
+
+def train(config: DictConfig) -> int:
+    """Run a composed config to its end and return the exit status."""
+    folder = run_folder(config)
+    metrics_path, attempt, log_path = folder / "metrics.jsonl", attempt_path(config), folder / "train.log"
+    total = config.trainer.total_training_steps
+    with run_lock(folder):
+        record = ProcessRecord(folder)
+        if ended := record.end_leftovers():
+            print(f"ended {ended} processes that a dead run had left")
+        step = agree(metrics_path, attempt, Path(config.trainer.default_local_dir))
+        if not step and (folder / DISCARDED).exists():
+            print(f"  note: steps without a checkpoint behind them are run again; see {folder / DISCARDED}")
+        if total and step >= total:
+            print(f"training is done: {folder} is at step {step}")
+            return 0
+        print(f"training {config.trainer.experiment_name} " + (f"from step {step}" if step else "from the start"))
+        print(f"  folder {folder}, full output in {log_path}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="justrl-") as scratch, open(log_path, "a") as log:
+            socket = os.path.join(scratch, "warm")
+            if config.trainer.device == "cpu" and os.environ.get("JUSTRL_WARM_START") != "0":
+                os.environ["JUSTRL_WARM_PYTHON"] = socket
+            if step and (changed := changed_keys(folder / "config.yaml", config)):
+                print(f"  note: since the last start changed {', '.join(changed)}")
+            prepare_config(config, step)
+            write_text_whole(folder / "config.yaml", OmegaConf.to_yaml(config, sort_keys=True))
+            log_start = log.tell()
+            variables = environment(config)
+            adopt_orphans()
+            try:
+                python = [sys.executable]
+                if variables.get("JUSTRL_WARM_PYTHON"):
+                    start_warm_python(socket, variables, log)
+                    python.append(str(WARM_PYTHON))
+                command = [*python, "-m", "recipe.driver", str(folder / "config.yaml")]
+                driver = subprocess.Popen(
+                    command, env=variables, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                )
+                status = follow(driver, record, attempt, metrics_path, StepLines(total or 0))
+            finally:
+                record.end_descendants()
+        if status:
+            print(f"training failed: {cause(log_path, log_start)}\n  see {log_path}", file=sys.stderr)
+            return 1
+        print(f"training is done, {len([m for m in read_metrics(metrics_path).values() if has_training(m)])} steps")
+        return 0
+
+
+def interrupt(number: int, frame) -> None:
+    """Turn a signal into an exception, so that every `finally` runs."""
+    raise Interrupted(signal.Signals(number).name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help=f"one of {', '.join(config_names())}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, which win over the file")
+    parser.add_argument("--check", action="store_true", help="look at everything the run needs and stop")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    try:
+        config = compose(args.config, args.overrides, device())
+        preflight.check(config)
+        if args.check:
+            print("all is there")
+            return 0
+        return train(config)
+    except ValueError as error:
+        print(f"recipe.train: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"recipe.train: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(f"\ninterrupted by {error}; the same command continues from the last checkpoint", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
