@@ -1,0 +1,1 @@
+"""Model in; samples, grades, statistics and a report out."""

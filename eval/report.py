@@ -1,0 +1,191 @@
+"""A run's report: python -m eval.report outputs/demo
+
+Reads the run's `metrics.jsonl` and its evaluations under `eval/`, writes `report.md`, `report.html`
+(one file, with its figure inside) and `curves.png`.
+"""
+
+import argparse
+import base64
+import html
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from data_prep.parquet import write_text_whole
+from eval.generate import read_samples
+from eval.statistics import paired_difference
+from recipe.progress import REWARD, has_training, number, validation_accuracy
+from recipe.resume import read_metrics
+
+CURVES = (
+    (REWARD, "mean reward"),
+    ("actor/entropy", "policy entropy (nats)"),
+    ("response_length/mean", "mean response length (tokens)"),
+)
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; }
+td + td, th + th { text-align: right; } img { width: 100%; }
+pre { background: #f5f5f5; padding: .8rem; overflow: auto; }
+"""
+
+
+def evaluations(run: Path) -> dict[str, dict]:
+    """Return checkpoint name ("base", "step_30") to scores, the base first, then by step."""
+    paths = [run / "eval" / "base" / "scores.json", *run.glob("eval/step_*/scores.json")]
+    steps = {path: int(path.parent.name.removeprefix("step_").replace("base", "-1")) for path in paths if path.exists()}
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(steps, key=steps.get)}
+
+
+def interval_text(mean: float, interval: list[float] | tuple[float, float], signed: bool = False) -> str:
+    """Return "41.2 [38.0, 44.5]" from fractions."""
+    low, high = interval
+    return f"{100 * mean:{'+' if signed else ''}.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def score_table(scores: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: a row per task, a column per checkpoint, then last minus first, paired by problem."""
+    names = list(scores)
+    first, last = scores[names[0]]["tasks"], scores[names[-1]]["tasks"]
+    rows = []
+    for task in (task for task in first if all(task in s["tasks"] for s in scores.values())):
+        cells = [f"{task} (avg@{first[task]['samples']}, {first[task]['problems']} problems)"]
+        cells += [interval_text(scores[n]["tasks"][task]["avg"], scores[n]["tasks"][task]["ci95"]) for n in names]
+        if len(names) > 1:
+            problems = first[task]["per_problem"]
+            before = np.array(list(problems.values()))
+            after = np.array([last[task]["per_problem"][problem] for problem in problems])
+            cells.append(interval_text(*paired_difference(before, after), signed=True))
+        rows.append(cells)
+    return ["benchmark", *names, *(["difference"] if len(names) > 1 else [])], rows
+
+
+def draw_curves(by_step: dict[int, dict], path: Path) -> None:
+    """Draw reward, entropy, response length and validation accuracy over steps."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.2), layout="constrained")
+    trained = {step: m for step, m in by_step.items() if has_training(m)}
+    for axis, (key, label) in zip(axes.flat, CURVES, strict=False):
+        axis.plot(
+            list(trained),
+            [np.nan if m[key] is None else m[key] for m in trained.values()],
+            color="#1f6f8b",
+            marker=".",
+            markersize=4,
+        )
+        axis.set_ylabel(label)
+    validated = {step: a for step, m in by_step.items() if (a := validation_accuracy(m)) is not None}
+    axes[1, 1].plot(list(validated), list(validated.values()), color="#b5483a", marker="o", markersize=4)
+    axes[1, 1].set_ylabel("validation accuracy")
+    axes[1, 1].set_ylim(-0.02, 1.02)
+    for axis in axes.flat:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    aside = path.with_name(f".{path.name}")
+    figure.savefig(aside, dpi=110, format="png")
+    pyplot.close(figure)
+    aside.replace(path)
+
+
+def example_responses(run: Path, count: int = 3) -> list[str]:
+    """Return some graded samples of the last evaluation as text, right ones first."""
+    folders = [run / "eval" / name for name in evaluations(run)]
+    shown = []
+    for path in sorted(folders[-1].glob("*.samples.jsonl"))[:1]:
+        samples = read_samples(path)
+        grades = read_samples(path.with_name(path.name.replace("samples", "grades")))
+        pairs = sorted(zip(samples, grades, strict=True), key=lambda pair: -pair[1]["rule"])
+        for sample, grade in pairs[:count]:
+            problem = sample["prompt"].split("\n")[0]
+            text = f"{problem}\n{sample['response'][-300:]}\n({grade['reason']}, answer {sample['answer']})"
+            shown.append("\n".join(f"    {line}" for line in text.splitlines()))
+    return shown
+
+
+def verdict(scores: dict[str, dict]) -> str:
+    """Return one honest sentence about what the evaluations show."""
+    names = list(scores)
+    if len(names) < 2:
+        return "Only one evaluation is there, so nothing is compared."
+    if all(task["avg"] == 0 for s in scores.values() for task in s["tasks"].values()):
+        return "Neither model solves a single problem: the score is zero before and after training."
+    before, after = scores[names[0]]["mean"], scores[names[-1]]["mean"]
+    return f"The mean score goes from {100 * before:.1f} ({names[0]}) to {100 * after:.1f} ({names[-1]}) percent."
+
+
+def markdown(run: Path, by_step: dict[int, dict], scores: dict[str, dict]) -> str:
+    """Return the report as Markdown."""
+    parts = [f"# {run.name}\n"]
+    trained = [m for m in by_step.values() if has_training(m)]
+    if scores:
+        header, rows = score_table(scores)
+        track = next(iter(scores.values()))["track"]
+        parts.append(f"{verdict(scores)}\n")
+        parts.append("\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]))
+        parts.append(f"\nPercent, with 95 % bootstrap intervals over problems; graded by {track}.\n")
+    if trained:
+        seconds = sum(m["timing_s/step"] for m in trained)
+        parts.append(
+            f"{len(trained)} steps of training in {seconds:.0f} s; reward {number(trained[0], REWARD)} at the first "
+            f"and {number(trained[-1], REWARD)} at the last.\n"
+        )
+        parts.append("![curves](curves.png)\n")
+    if scores and (shown := example_responses(run)):
+        parts.append("Responses of the last model:\n\n" + "\n\n".join(shown) + "\n")
+    return "\n".join(parts)
+
+
+def as_html(run: Path, text: str, figure: Path) -> str:
+    """Return the Markdown report as one HTML page, its figure inside."""
+    import markdown_it
+
+    body = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    if figure.exists():
+        picture = base64.b64encode(figure.read_bytes()).decode()
+        body = body.replace('src="curves.png"', f'src="data:image/png;base64,{picture}"')
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    title = html.escape(run.name)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{viewport}<title>{title}</title>'
+        f"<style>{STYLE}</style><body>{body}</body></html>\n"
+    )
+
+
+def write(run: Path) -> None:
+    """Write a run's report.
+
+    Raises:
+        ValueError: the folder holds neither metrics nor evaluations.
+    """
+    by_step, scores = read_metrics(run / "metrics.jsonl"), evaluations(run)
+    if not by_step and not scores:
+        raise ValueError(f"{run}: holds no metrics.jsonl and no eval/*/scores.json; is it a run's folder?")
+    figure = run / "curves.png"
+    if any(has_training(m) for m in by_step.values()):
+        draw_curves(by_step, figure)
+    text = markdown(run, by_step, scores)
+    write_text_whole(run / "report.md", text)
+    write_text_whole(run / "report.html", as_html(run, text, figure))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, outputs/<experiment>")
+    args = parser.parse_args()
+    for run in args.runs:
+        try:
+            write(run)
+        except ValueError as error:
+            print(f"eval.report: {error}", file=sys.stderr)
+            return 2
+        print(f"  {run}/report.md and report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
