@@ -1,0 +1,85 @@
+"""Each thing that a run lacks is found before anything starts, and named in one line."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from data_prep.demo import main as make_demo
+from data_prep.parquet import row, write_rows
+from recipe import preflight
+from recipe.compose import compose
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def ready(tmp_path, monkeypatch):
+    """A demo config whose data, model and folders are all there."""
+    monkeypatch.setattr("sys.argv", ["demo", "--output", str(tmp_path), "--train", "64", "--test", "8"])
+    make_demo()
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "tokenizer.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1000, 500], "data_offsets": [0, 0]}}).encode()
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    overrides = [
+        f"data.train_files={tmp_path}/train.parquet",
+        f"data.val_files={tmp_path}/test.parquet",
+        f"actor_rollout_ref.model.path={model}",
+        f"trainer.default_local_dir={tmp_path}/run/checkpoints",
+    ]
+    return tmp_path, overrides
+
+
+def complaint(overrides, *more):
+    """Return the one line that the checks raise."""
+    with pytest.raises(ValueError) as caught:
+        preflight.check(compose("demo", [*overrides, *more], "cpu"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_all_there(ready):
+    preflight.check(compose("demo", ready[1], "cpu"))
+
+
+def test_data(ready):
+    assert "no such file" in complaint(ready[1], "data.train_files=absent.parquet")
+    torn = ready[0] / "torn.parquet"
+    torn.write_bytes((ready[0] / "train.parquet").read_bytes()[:-50])
+    assert "truncated" in complaint(ready[1], f"data.val_files={torn}")
+    write_rows(ready[0] / "few.parquet", [row("demo", "p", "1", 0, "train")], {})
+    assert "lower data.train_batch_size to 1" in complaint(ready[1], f"data.train_files={ready[0]}/few.parquet")
+
+
+def test_model(ready):
+    assert "names no model" in complaint(ready[1], "actor_rollout_ref.model.path=null")
+    assert "no such folder" in complaint(ready[1], "actor_rollout_ref.model.path=/no/such/model")
+    (ready[0] / "model" / "tokenizer.json").unlink()
+    assert "has no tokenizer" in complaint(ready[1])
+    (ready[0] / "model" / "config.json").unlink()
+    assert "has no config.json" in complaint(ready[1])
+
+
+def test_reward_and_batch(ready):
+    assert "no such file" in complaint(ready[1], "reward.custom_reward_function.path=reward/absent.py")
+    assert "no multiple" in complaint(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=12")
+    assert "larger than" in complaint(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=64")
+
+
+def test_ray_cpus(ready):
+    assert preflight.ray_cpus_needed(compose("demo", ready[1], "cpu")) == 6
+    assert "set ray_kwargs.ray_init.num_cpus=6" in complaint(ready[1], "ray_kwargs.ray_init.num_cpus=5")
+    preflight.check(compose("demo", [*ready[1], "ray_kwargs.ray_init.num_cpus=6"], "cpu"))
+
+
+def test_disk(ready, monkeypatch):
+    assert preflight.parameters(str(ready[0] / "model")) == 500_000
+    needed = 4 * 500_000 * preflight.BYTES_PER_PARAMETER
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, 1, needed - 1))
+    assert "GB needed for 4 checkpoints" in complaint(ready[1])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, 0, needed))
+    preflight.check(compose("demo", ready[1], "cpu"))

@@ -1,0 +1,79 @@
+"""Metrics and checkpoints agree after a death at any point between two writes."""
+
+import json
+import zipfile
+
+from recipe.resume import DISCARDED, TRACKER, agree, complete_checkpoints, read_metrics
+
+
+def checkpoint(folder, step, parts=("data.pt", "actor/model.pt"), torn=()):
+    """Make a checkpoint folder of small zip archives, as torch writes them, some cut short."""
+    for part in parts:
+        path = folder / f"global_step_{step}" / part
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data", "x" * 1000)
+        if part in torn:
+            path.write_bytes(path.read_bytes()[:500])
+
+
+def log(path, steps, tail=""):
+    """Write a metrics line for each step, then whatever a dying process left."""
+    path.write_text("".join(json.dumps({"step": s, "data": {"loss": s}}) + "\n" for s in steps) + tail)
+
+
+def agreed(tmp_path):
+    """Run `agree` and return its step, the logged steps after it and the tracker's content."""
+    step = agree(tmp_path / "metrics.jsonl", tmp_path / "attempt.jsonl", tmp_path)
+    tracker = tmp_path / TRACKER
+    return step, list(read_metrics(tmp_path / "metrics.jsonl")), tracker.read_text() if tracker.exists() else None
+
+
+def test_nothing_there(tmp_path):
+    assert agreed(tmp_path) == (0, [], None)
+
+
+def test_lines_after_the_checkpoint_are_dropped(tmp_path):
+    checkpoint(tmp_path, 5)
+    log(tmp_path / "metrics.jsonl", range(0, 8))
+    assert agreed(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
+
+
+def test_a_checkpoint_whose_line_was_never_written_is_not_used(tmp_path):
+    checkpoint(tmp_path, 5)
+    checkpoint(tmp_path, 10)
+    log(tmp_path / "metrics.jsonl", range(0, 10))
+    assert agreed(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
+
+
+def test_incomplete_checkpoints_are_skipped(tmp_path):
+    checkpoint(tmp_path, 5)
+    checkpoint(tmp_path, 10, parts=("actor/model.pt",))
+    checkpoint(tmp_path, 15, torn=("actor/model.pt",))
+    checkpoint(tmp_path, 20, torn=("data.pt",))
+    (tmp_path / TRACKER).write_text("")
+    log(tmp_path / "metrics.jsonl", range(0, 21))
+    assert complete_checkpoints(tmp_path) == [5]
+    assert agreed(tmp_path)[0] == 5
+
+
+def test_what_the_last_start_wrote_is_merged(tmp_path):
+    checkpoint(tmp_path, 5)
+    log(tmp_path / "metrics.jsonl", range(0, 4))
+    log(tmp_path / "attempt.jsonl", range(3, 7), tail='{"step": 7, "da')
+    assert agreed(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
+    assert not (tmp_path / "attempt.jsonl").exists()
+
+
+def test_a_gap_in_the_metrics_ends_what_is_trusted(tmp_path):
+    checkpoint(tmp_path, 3)
+    checkpoint(tmp_path, 6)
+    log(tmp_path / "metrics.jsonl", [0, 1, 2, 3, 5, 6])
+    assert agreed(tmp_path) == (3, [0, 1, 2, 3], "3")
+
+
+def test_dying_before_the_first_checkpoint_starts_over(tmp_path):
+    log(tmp_path / "metrics.jsonl", range(0, 4))
+    (tmp_path / TRACKER).write_text("5")
+    assert agreed(tmp_path) == (0, [], None)
+    assert list(read_metrics(tmp_path / DISCARDED)) == [0, 1, 2, 3]

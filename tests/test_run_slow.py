@@ -1,0 +1,145 @@
+"""The real command, shrunk to a few steps, on verl's trainer, Ray, FSDP2 and vLLM: nothing stands in for them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from data_prep.prompt import DAPO_PREFIX, DAPO_SUFFIX
+from recipe.processes import ProcessRecord
+from recipe.progress import has_training
+from recipe.resume import read_metrics
+from tests.conftest import ROOT
+from tests.test_processes import wait_until
+
+pytestmark = pytest.mark.slow
+SECONDS = 900
+
+
+def experiment(name):
+    """Return the folder of a run of its own, empty."""
+    folder = ROOT / "outputs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def command(name, steps, *overrides):
+    """Return the script's command for a demo of a few steps under its own name."""
+    sizes = [f"trainer.total_training_steps={steps}", "trainer.save_freq=2", "trainer.test_freq=2"]
+    return ["./run_justrl.sh", "demo", f"trainer.experiment_name={name}", "data.val_max_samples=16", *sizes, *overrides]
+
+
+def assert_nothing_is_left(recorded):
+    """No process that the run recorded is alive."""
+    wait_until(lambda: not [pid for pid in recorded if psutil.pid_exists(int(pid))], seconds=30)
+
+
+def test_kill_9_in_the_middle_then_the_same_command_finishes():
+    folder = experiment("test_kill")
+    first = subprocess.Popen(command("test_kill", 6), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_until(lambda: 3 in read_metrics(folder / "metrics.jsonl"), seconds=SECONDS)
+
+    second = subprocess.run(command("test_kill", 6), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert "in progress" in second.stderr
+    assert first.poll() is None, "the second start must harm nothing"
+
+    recorded = json.loads((folder / "processes.json").read_text())["processes"]
+    assert len(recorded) > 8, "Ray, verl and vLLM are more processes than that"
+    for pid in [first.pid, *(p.pid for p in psutil.Process(first.pid).children())]:
+        os.kill(pid, signal.SIGKILL)
+    first.wait()
+
+    done = subprocess.run(command("test_kill", 6), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "from step 2" in done.stdout or "from step 4" in done.stdout
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6], "no gap and no step twice"
+    assert all(has_training(line["data"]) for line in lines[1:])
+    scores = json.loads((folder / "eval" / "step_6" / "scores.json").read_text())
+    assert scores["tasks"]["test"]["problems"] == 256
+    assert "| test (avg@4, 256 problems) |" in (folder / "report.md").read_text()
+    assert not ProcessRecord(folder).path.exists()
+    assert_nothing_is_left(recorded)
+
+    started = time.monotonic()
+    again = subprocess.run(command("test_kill", 6), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert again.returncode == 0
+    assert "training is done" in again.stdout
+    assert again.stdout.count("all samples are there") == 2
+    assert "step    1/6" not in again.stdout, f"a finished run was trained again ({time.monotonic() - started:.0f} s)"
+
+
+def test_an_interrupt_leaves_nothing_running():
+    folder = experiment("test_interrupt")
+    train = [".venv/bin/python", "-m", "recipe.train", *command("test_interrupt", 4)[1:]]
+    run = subprocess.Popen(train, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: 0 in read_metrics(folder / "metrics.jsonl"), seconds=SECONDS)
+    recorded = json.loads((folder / "processes.json").read_text())["processes"]
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) == 1
+    assert "the same command continues" in run.stderr.read()
+    assert_nothing_is_left(recorded)
+
+
+def test_a_failing_run_names_its_cause():
+    experiment("test_failure")
+    train = [".venv/bin/python", "-m", "recipe.train", *command("test_failure", 2)[1:]]
+    train.append("actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=1")
+    done = subprocess.run(train, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 1
+    assert "training failed: ValueError" in done.stderr
+    assert "KV cache" in done.stderr
+    assert len(done.stderr.splitlines()) == 2, "the cause and the log's path, not 300 lines"
+
+
+def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, tmp_path):
+    """The dry run: DAPO's rows with their template, AIME24, AIME25 and AMC23, by overrides alone."""
+    import pandas as pd
+
+    frame = pd.read_parquet(shared_data / "dapo-math-17k-one-block.parquet").head(2000)
+    prompts = [[{"role": "user", "content": DAPO_PREFIX + p[0]["content"] + DAPO_SUFFIX}] for p in frame["prompt"]]
+    frame.assign(prompt=prompts).to_parquet(tmp_path / "raw.parquet")
+    folder = experiment("test_dry_run")
+    overrides = [
+        "trainer.experiment_name=test_dry_run",
+        "trainer.total_training_steps=2",
+        "trainer.save_freq=2",
+        "trainer.test_freq=2",
+        "actor_rollout_ref.model.path=models/demo",
+        "actor_rollout_ref.rollout.val_kwargs.n=1",
+        "actor_rollout_ref.rollout.max_num_seqs=64",
+        "data.train_batch_size=8",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "data.max_response_length=32",
+    ]
+    environment = os.environ | {
+        "JUSTRL_DAPO": str(tmp_path / "raw.parquet"),
+        "JUSTRL_BENCH": str(shared_data / "bench"),
+        "JUSTRL_DATA": str(tmp_path / "data"),
+        "JUSTRL_EVAL": "--tasks AIME24,AIME25,AMC23 --samples 2 --max-tokens 32",
+    }
+    done = subprocess.run(
+        ["./run_justrl.sh", "justrl_deepseek", *overrides],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = json.loads((folder / "eval" / "step_2" / "scores.json").read_text())
+    assert {task: values["problems"] for task, values in scores["tasks"].items()} == {
+        "AIME24": 30,
+        "AIME25": 30,
+        "AMC23": 40,
+    }
+    metrics = read_metrics(folder / "metrics.jsonl")
+    assert {f"val-core/{task}/acc/mean@1" for task in scores["tasks"]} <= set(metrics[0])
+    if scores["mean"] == 0:
+        assert "zero before and after" in (folder / "report.md").read_text()

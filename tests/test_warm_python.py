@@ -1,0 +1,96 @@
+"""A process forked from the warm server is the process that was asked for, and dies with whoever asked."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_processes import wait_until
+
+WARM = str(ROOT / "recipe" / "warm_python.py")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A warm server that has imported `decimal`, and the environment to reach it."""
+    socket = str(tmp_path / "warm")
+    command = [sys.executable, "-m", "recipe.warm_python", socket, "decimal"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    wait_until(lambda: os.path.exists(socket))
+    yield process, os.environ | {"JUSTRL_WARM_PYTHON": socket, "JUSTRL_PYTHON": sys.executable}
+    process.kill()
+    process.wait()
+
+
+def run(environment, *arguments, **options):
+    """Run the asking side to its end."""
+    command = [sys.executable, "-S", "-E", WARM, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_arguments_environment_folder_output_and_status(server, tmp_path):
+    code = "import os, sys; print(sys.argv, os.environ['MARK'], os.getcwd(), 'decimal' in sys.modules); sys.exit(7)"
+    done = run(server[1] | {"MARK": "here"}, "-B", "-c", code, "one", cwd=tmp_path)
+    assert (done.stdout, done.returncode) == (f"['-c', 'one'] here {tmp_path} True\n", 7)
+
+
+def test_scripts_modules_and_tracebacks(server, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nprint(__name__, sys.argv[1])\nraise ValueError('no')\n")
+    done = run(server[1], str(script), "x")
+    assert done.stdout == "__main__ x\n"
+    assert "ValueError: no" in done.stderr
+    assert done.returncode == 1
+    assert run(server[1], "-m", "json.tool", "--help").returncode == 0
+
+
+def test_open_files_are_passed_on(server):
+    reader, writer = os.pipe()
+    assert run(server[1], "-c", f"import os; os.write({writer}, b'through')", pass_fds=[writer]).returncode == 0
+    assert os.read(reader, 100) == b"through"
+
+
+def test_signals_are_passed_on_and_a_killed_asker_takes_its_process_along(server):
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+        asker = subprocess.Popen([sys.executable, WARM, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
+        pid = int(asker.stdout.readline())
+        assert psutil.Process(pid).ppid() == server[0].pid
+        asker.send_signal(number)
+        asker.wait(timeout=20)
+        wait_until(lambda pid=pid: not psutil.pid_exists(pid))
+
+
+def test_multiprocessing_spawns_warm_processes(server, tmp_path):
+    script = tmp_path / "spawn.py"
+    script.write_text(
+        "import multiprocessing, os, sys\n"
+        "def work(queue):\n    queue.put(('decimal' in sys.modules, os.getppid()))\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n    queue = context.Queue()\n"
+        "    process = context.Process(target=work, args=(queue,))\n    process.start()\n"
+        "    print(*queue.get(timeout=30))\n    process.join(30)\n    sys.exit(process.exitcode)\n"
+    )
+    done = run(server[1], str(script))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"True {server[0].pid}\n"
+
+
+def test_without_a_server_it_is_a_cold_python(tmp_path):
+    environment = os.environ | {"JUSTRL_WARM_PYTHON": str(tmp_path / "nowhere"), "JUSTRL_PYTHON": sys.executable}
+    assert run(environment, "-c", "print('cold')").stdout == "cold\n"
+
+
+def test_when_the_server_dies_its_processes_die(server):
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    asker = subprocess.Popen([sys.executable, WARM, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
+    pid = int(asker.stdout.readline())
+    time.sleep(0.2)
+    server[0].kill()
+    assert asker.wait(timeout=20) == 1
+    wait_until(lambda: not psutil.pid_exists(pid))
