@@ -66,7 +66,7 @@ def score_table(scores: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
 def draw_curves(by_step: dict[int, dict], path: Path) -> None:
     """Draw reward, entropy, response length and validation accuracy over steps."""
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.2), layout="constrained")
     trained = {step: m for step, m in by_step.items() if has_training(m)}
@@ -85,6 +85,7 @@ def draw_curves(by_step: dict[int, dict], path: Path) -> None:
     axes[1, 1].set_ylim(-0.02, 1.02)
     for axis in axes.flat:
         axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     aside = path.with_name(f".{path.name}")
     figure.savefig(aside, dpi=110, format="png")
@@ -93,13 +94,14 @@ def draw_curves(by_step: dict[int, dict], path: Path) -> None:
 
 
 def example_responses(run: Path, count: int = 3) -> list[str]:
-    """Return some graded samples of the last evaluation as text, right ones first."""
+    """Return graded samples of some problems of the last evaluation as text, right ones first."""
     folders = [run / "eval" / name for name in evaluations(run)]
     shown = []
     for path in sorted(folders[-1].glob("*.samples.jsonl"))[:1]:
         samples = read_samples(path)
         grades = read_samples(path.with_name(path.name.replace("samples", "grades")))
-        pairs = sorted(zip(samples, grades, strict=True), key=lambda pair: -pair[1]["rule"])
+        firsts = [pair for pair in zip(samples, grades, strict=True) if pair[0]["sample"] == 0]
+        pairs = sorted(firsts, key=lambda pair: -pair[1]["rule"])
         for sample, grade in pairs[:count]:
             problem = sample["prompt"].split("\n")[0]
             text = f"{problem}\n{sample['response'][-300:]}\n({grade['reason']}, answer {sample['answer']})"
