@@ -30,6 +30,7 @@ from recipe.resume import DISCARDED, agree, format_metrics, read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 WARM_PYTHON = ROOT / "recipe" / "warm_python.py"
 POLL_SECONDS = 1.0
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # What most of a run's processes import, without Ray and verl: both read the environment of the process they
 # are first imported in, so a fork must import them itself.
@@ -210,6 +211,8 @@ def train(config: DictConfig) -> int:
                 )
                 status = follow(driver, record, attempt, metrics_path, StepLines(total or 0))
             finally:
+                for number in STOPPING_SIGNALS:
+                    signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave anything running
                 record.end_descendants()
         if status:
             print(f"training failed: {cause(log_path, log_start)}\n  see {log_path}", file=sys.stderr)
@@ -230,7 +233,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="look at everything the run needs and stop")
     args = parser.parse_args()
     os.chdir(ROOT)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING_SIGNALS:
         signal.signal(number, interrupt)
     try:
         config = compose(args.config, args.overrides, device())
