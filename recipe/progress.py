@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-ACTOR_PREFIX = re.compile(r"^\((\w+ )?pid=[^)]*\) ")
+# "(Actor pid=1) (EngineCore pid=2) ERROR 11-22 10:11:56 [core.py:1346] " in any combination
+PREFIX = re.compile(r"^(?:\((?:\w+ )?pid=[^)]*\) |(?:ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] )+")
 ERROR_LINE = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit))(?:\(.*?\))?: (\S.*)")
 # Wrappers that repeat another process's error.
 WRAPPERS = ("RayTaskError", "ActorDiedError", "EngineDeadError", "Error executing job")
@@ -61,8 +62,8 @@ def duration(seconds: float) -> str:
 
 
 def clean(line: str) -> str:
-    """Return a line of Ray's output without colours and the actor's name."""
-    return ACTOR_PREFIX.sub("", ANSI.sub("", line)).strip()
+    """Return a line of Ray's and vLLM's output without colours and what they put before it."""
+    return PREFIX.sub("", ANSI.sub("", line)).strip()
 
 
 def cause(log: Path, offset: int = 0) -> str:

@@ -1,0 +1,41 @@
+"""Lines for the terminal, and the cause of a failure among the framework's output."""
+
+import pytest
+
+from recipe.progress import StepLines, cause, duration, validation_accuracy
+
+METRICS = {"critic/score/mean": 0.25, "response_length/mean": 23.4, "actor/entropy": 0.126, "timing_s/step": 8.0}
+
+
+def test_a_line_a_step_with_the_time_left():
+    lines = StepLines(total_steps=20)
+    line = lines.line(10, METRICS | {"val-core/demo/acc/mean@4": 0.5, "val-core/demo/acc/best@4/mean": 0.9})
+    assert line == "  step   10/20  reward +0.250  length 23  entropy 0.126  8.0 s/step  80 s left  val acc 0.500"
+    assert lines.line(0, {"val-core/demo/acc/mean@4": 0.5}) == "  step    0/20  val acc 0.500"
+    assert "reward nan" in lines.line(11, METRICS | {"critic/score/mean": None})
+
+
+def test_validation_accuracy_is_the_mean_over_the_sets():
+    assert validation_accuracy({"val-core/A/acc/mean@4": 0.2, "val-core/B/acc/mean@4": 0.4}) == pytest.approx(0.3)
+    assert validation_accuracy(METRICS) is None
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (720, "12 min"), (12240, "3.4 h")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_cause_is_the_first_error_that_is_no_wrapper(tmp_path):
+    log = tmp_path / "train.log"
+    before = "ValueError: of an earlier start\n"
+    log.write_text(
+        before
+        + "\x1b[36m(TaskRunnerV1 pid=1)\x1b[0m x.py:32: UserWarning: no engine: ModuleNotFoundError('titan')\n"
+        + "\x1b[36m(vLLMHttpServer pid=2)\x1b[0m (EngineCore pid=3) ERROR 11-22 10:11:56 [core.py:1346] "
+        + "ValueError: no memory for the cache\n"
+        + "\x1b[36m(vLLMHttpServer pid=2)\x1b[0m RuntimeError: Engine core initialization failed\n"
+        + "ray.exceptions.RayTaskError(RuntimeError): \x1b[36mray::TaskRunnerV1.run()\x1b[39m\n"
+    )
+    assert cause(log, offset=len(before)) == "ValueError: no memory for the cache"
+    log.write_text("only this\n\n")
+    assert cause(log) == "only this"
