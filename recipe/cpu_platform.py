@@ -26,7 +26,8 @@ def _nothing(*args, **kwargs) -> None:
 
 
 # What verl's trainer calls on `torch.<device>` and torch.cpu lacks: memory statistics
-# (verl.workers.engine_workers.TrainingWorker._postprocess_output) and cache control.
+# (verl.workers.engine_workers.TrainingWorker._postprocess_output), cache control, and the generator's state
+# (verl.utils.checkpoint.checkpoint_manager.BaseCheckpointManager.load_rng_state, on resume).
 CPU_DEVICE = SimpleNamespace(
     **{name: getattr(torch.cpu, name) for name in dir(torch.cpu) if not name.startswith("_")},
     max_memory_allocated=_zero,
@@ -34,6 +35,8 @@ CPU_DEVICE = SimpleNamespace(
     memory_allocated=_zero,
     memory_reserved=_zero,
     mem_get_info=lambda *args: (0, 0),
+    get_rng_state=torch.get_rng_state,
+    set_rng_state=torch.set_rng_state,
     empty_cache=_nothing,
     ipc_collect=_nothing,
     get_device_name=lambda *args: "CPU",

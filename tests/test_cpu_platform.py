@@ -27,6 +27,11 @@ assert device.get_torch_device().max_memory_allocated() == 0
 assert not device.is_support_ipc()
 assert "cpu" in importlib.metadata.version("vllm")
 assert "FSDP" in EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__
+from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
+state = BaseCheckpointManager.get_rng_state()
+first = torch.rand(3)
+BaseCheckpointManager.load_rng_state(state)
+assert torch.equal(torch.rand(3), first)
 import os
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "RANK": "0", "WORLD_SIZE": "1"}
 distributed.initialize_global_process_group_ray()
