@@ -126,7 +126,7 @@ stage() { echo "== $1 ($((SECONDS - started)) s)"; }
 stage environment
 mkdir -p outputs
 exec 9>outputs/.setup.lock
-flock 9
+flock --nonblock 9 || { echo "waiting: another start is setting up the environment" && flock 9; }
 set_up 9>&-
 [ -z "$setup_only" ] || exit 0
 export PATH="$PWD/.venv/bin:$PATH" PYTHONUNBUFFERED=1
