@@ -51,8 +51,10 @@ def read_samples(path: Path) -> list[dict]:
     lines = path.read_text().split("\n")
     samples = []
     for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
         try:
-            samples.append(json.loads(line)) if line else None
+            samples.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number}: not JSON; restore the file or delete it") from error
