@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from data_prep.demo import all_problems, split
-from data_prep.parquet import write_text_whole
+from data_prep.files import write_text_whole
 from data_prep.prompt import training_prompt
 
 SETTINGS_FILE = "justrl_backbone.json"

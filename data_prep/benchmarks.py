@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.parquet import row, sha256, write_rows
+from data_prep.files import sha256
+from data_prep.parquet import row, write_rows
 from reward.justrl import BOX, last_boxed
 
 TASKS = ("AIME24", "AIME25", "AMC23", "MATH-500", "Minerva", "Olympiad-Bench", "HMMT25", "BRUMO25", "CMIMC25")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.parquet import manifest_path, row, sha256, write_rows
+from data_prep.files import sha256
+from data_prep.parquet import manifest_path, row, write_rows
 from data_prep.prompt import strip_dapo_template
 from reward.justrl import compute_score
 

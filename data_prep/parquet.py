@@ -1,15 +1,28 @@
-"""Rows in verl's format, written whole beside a manifest that says where they came from."""
+"""Rows in verl's format, and the manifest beside them that says where they came from."""
 
-import hashlib
+import importlib.metadata
 import json
-import os
+import platform
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from data_prep.files import sha256, written_whole
 from data_prep.prompt import training_prompt
 
-COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
+EXTRA_INFO = pa.struct({"index": pa.string(), "split": pa.string(), "problem": pa.string()})
+SCHEMA = pa.schema(
+    {
+        "data_source": pa.string(),
+        "prompt": pa.list_(pa.struct({"content": pa.string(), "role": pa.string()})),
+        "ability": pa.string(),
+        "reward_model": pa.struct({"ground_truth": pa.string(), "style": pa.string()}),
+        "extra_info": EXTRA_INFO,
+    }
+)
+COLUMNS = tuple(SCHEMA.names)
 
 
 def row(data_source: str, problem: str, ground_truth: str, index: int | str, split: str) -> dict:
@@ -22,25 +35,8 @@ def row(data_source: str, problem: str, ground_truth: str, index: int | str, spl
         "prompt": [{"role": "user", "content": training_prompt(problem)}],
         "ability": "math",
         "reward_model": {"ground_truth": ground_truth, "style": "rule"},
-        "extra_info": {"index": index, "split": split, "problem": problem},
+        "extra_info": {"index": str(index), "split": split, "problem": problem},
     }
-
-
-def sha256(path: str | Path) -> str:
-    """Return the hex digest of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def write_text_whole(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
 
 
 def manifest_path(path: Path) -> Path:
@@ -48,32 +44,58 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.manifest.json")
 
 
-def write_rows(path: Path, rows: list[dict], manifest: dict) -> None:
-    """Write `rows` to a parquet file and `manifest`, with counts and digest added, beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(aside)
-    aside.replace(path)
-    manifest = {**manifest, "rows_out": len(rows), "sha256_out": sha256(path)}
-    write_text_whole(manifest_path(path), json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+def read_manifest(path: Path) -> dict | None:
+    """Return the manifest of a prepared parquet file; None where there is none that can be read."""
+    try:
+        return json.loads(manifest_path(path).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
-def read_rows(path: str | Path) -> pd.DataFrame:
-    """Read a prepared parquet file.
+def write_rows(path: Path, rows: list[dict], manifest: dict, repeat: int = 1, schema: pa.Schema = SCHEMA) -> None:
+    """Write `rows`, `repeat` times over, to a parquet file, and `manifest` with counts and digest beside it.
+
+    Each repetition is a row group of its own, so only one copy is ever in memory.
+    """
+    table = pa.Table.from_pylist(rows, schema=schema)
+    with written_whole(path) as aside:
+        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+            for _ in range(repeat):
+                writer.write_table(table, row_group_size=max(1, len(rows)))
+        outcome = {"rows_out": len(rows) * repeat, "sha256_out": sha256(aside)}
+        versions = {"python": platform.python_version(), "pyarrow": importlib.metadata.version("pyarrow")}
+        text = json.dumps({**manifest, **outcome, "versions": versions}, indent=2, ensure_ascii=False)
+        with written_whole(manifest_path(path)) as manifest_aside:
+            manifest_aside.write_text(text + "\n")
+
+
+def open_rows(path: str | Path) -> pq.ParquetFile:
+    """Open a prepared parquet file; only its footer is read.
+
+    Not through pandas: pyarrow's data set scanner leaves threads that abort the interpreter when it ends soon after
+    (https://github.com/apache/arrow/issues/34314; one exit in four on two busy cores).
 
     Raises:
-        ValueError: the file is missing, is not readable parquet, or lacks a column; one line that says which.
+        ValueError: the file is missing, is not readable parquet, lacks a column or has no rows; one line that says so.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; prepare it with data_prep first")
     try:
-        frame = pd.read_parquet(path)
+        file = pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable parquet file (truncated?): {str(error).splitlines()[0]}") from error
-    missing = [column for column in COLUMNS if column not in frame.columns]
+    missing = [column for column in COLUMNS if column not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"{path}: lacks column {', '.join(missing)}; verl needs {', '.join(COLUMNS)}")
-    if frame.empty:
+    if not file.metadata.num_rows:
         raise ValueError(f"{path}: has no rows")
-    return frame
+    return file
+
+
+def read_rows(path: str | Path) -> pd.DataFrame:
+    """Read a prepared parquet file; raises what `open_rows` raises, and a ValueError for damage behind the footer."""
+    try:
+        return open_rows(path).read().to_pandas()
+    except OSError as error:
+        raise ValueError(f"{path}: damaged: {str(error).splitlines()[0]}; prepare it again") from error

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.parquet import read_rows, sha256, write_text_whole
+from data_prep.files import sha256, write_text_whole
+from data_prep.parquet import read_rows
 from data_prep.prompt import evaluation_prompt, training_prompt
 from recipe.preflight import check_model
 from recipe.processes import run_lock

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.parquet import write_text_whole
+from data_prep.files import write_text_whole
 from eval.generate import read_samples
 from eval.statistics import average, bootstrap_interval
 from reward.justrl import compute_score

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from data_prep.parquet import write_text_whole
+from data_prep.files import write_text_whole
 from eval.generate import read_samples
 from eval.statistics import paired_difference
 from recipe.progress import REWARD, has_training, number, validation_accuracy

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from data_prep.parquet import read_rows
+from data_prep.parquet import open_rows
 
 # CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
 CPUS_PER_RANK = 3  # verl.single_controller.ray.ResourcePoolManager.max_colocate_count
@@ -70,8 +70,8 @@ def files(value: str | ListConfig | list) -> list[str]:
 def check_data(config: DictConfig) -> None:
     """Every parquet file is readable and in verl's format; the training set fills a batch."""
     for path in files(config.data.val_files):
-        read_rows(path)
-    rows = sum(len(read_rows(path)) for path in files(config.data.train_files))
+        open_rows(path)
+    rows = sum(open_rows(path).metadata.num_rows for path in files(config.data.train_files))
     if rows < config.data.train_batch_size:
         raise ValueError(f"{rows} training rows do not fill a batch; lower data.train_batch_size to {rows} or less")
 

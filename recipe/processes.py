@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from data_prep.parquet import write_text_whole
+from data_prep.files import write_text_whole
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5

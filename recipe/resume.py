@@ -8,7 +8,7 @@ import json
 import zipfile
 from pathlib import Path
 
-from data_prep.parquet import write_text_whole
+from data_prep.files import write_text_whole
 
 DISCARDED = "metrics.discarded.jsonl"  # where metrics go that no checkpoint stands behind
 TRACKER = "latest_checkpointed_iteration.txt"  # verl.utils.checkpoint.checkpoint_manager reads it

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from data_prep.parquet import write_text_whole
+from data_prep.files import write_text_whole
 from recipe import preflight
 from recipe.compose import compose, config_names, device
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
