@@ -13,6 +13,7 @@ import random
 import shutil
 from pathlib import Path
 
+from data_prep.command import run
 from data_prep.demo import all_problems, split
 from data_prep.files import write_text_whole
 from data_prep.prompt import training_prompt
@@ -174,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,6 +11,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.command import run
 from data_prep.parquet import row, write_rows
 
 DATA_SOURCE = "demo_arithmetic"
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

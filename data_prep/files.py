@@ -9,8 +9,11 @@ from pathlib import Path
 
 def sha256(path: str | Path) -> str:
     """Return the hex digest of a file's content."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

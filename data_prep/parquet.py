@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.command import first_line
 from data_prep.files import sha256, written_whole
 from data_prep.prompt import training_prompt
 
@@ -84,7 +85,7 @@ def open_rows(path: str | Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable parquet file (truncated?): {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path}: not a readable parquet file (truncated?): {first_line(error)}") from error
     missing = [column for column in COLUMNS if column not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"{path}: lacks column {', '.join(missing)}; verl needs {', '.join(COLUMNS)}")
@@ -98,4 +99,4 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     try:
         return open_rows(path).read().to_pandas()
     except OSError as error:
-        raise ValueError(f"{path}: damaged: {str(error).splitlines()[0]}; prepare it again") from error
+        raise ValueError(f"{path}: damaged: {first_line(error)}; prepare it again") from error

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from data_prep.benchmarks import BENCHMARKS
+from data_prep.command import run as run_command
 from data_prep.files import sha256, write_text_whole
 from data_prep.parquet import read_rows
 from data_prep.prompt import evaluation_prompt, training_prompt
@@ -28,8 +30,7 @@ from recipe.processes import run_lock
 from recipe.progress import cause
 
 PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
-DEFAULT_SAMPLES = 32
-PROTOCOL_SAMPLES = {"MATH-500": 4, "Minerva": 4, "Olympiad-Bench": 4}
+DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's
 SAMPLES_A_WRITE = 1024  # at most this much is lost to a kill
 CPU_KV_CACHE_BYTES = 256 * 2**20
 # Settings that decide what a sample is: a folder made with others is not mixed with these.
@@ -198,7 +199,7 @@ def run(args: argparse.Namespace) -> None:
         if path.exists() and not path.read_text().endswith("\n"):
             write_text_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in done))
         keys = {(record["problem_id"], record["sample"]) for record in done}
-        samples = args.samples or PROTOCOL_SAMPLES.get(task, DEFAULT_SAMPLES)
+        samples = args.samples or (BENCHMARKS[task].samples if task in BENCHMARKS else DEFAULT_SAMPLES)
         wanted = wanted_samples(task, read_rows(files[task]), args.prompt, samples, args.base_seed)
         missing[task] = [record for record in wanted if (record["problem_id"], record["sample"]) not in keys]
     if not any(missing.values()):
@@ -214,7 +215,7 @@ def run(args: argparse.Namespace) -> None:
             generate(engine, tokenizer, records, args.output / f"{task}.samples.jsonl", args, terminal)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--bench", type=Path, required=True, help="folder of prepared parquet files, one a task")
@@ -229,14 +230,9 @@ def main() -> int:
     args = parser.parse_args()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts faster, and dies with this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    try:
-        with run_lock(args.output):
-            run(args)
-    except (ValueError, OSError) as error:  # OSError: how the hub says that it has no such model
-        print(f"eval.generate: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
-    return 0
+    with run_lock(args.output):
+        run(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

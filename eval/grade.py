@@ -8,11 +8,11 @@ example: python -m eval.grade outputs/demo/eval/base
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.command import run as run_command
 from data_prep.files import write_text_whole
 from eval.generate import read_samples
 from eval.statistics import average, bootstrap_interval
@@ -88,20 +88,15 @@ def run(folder: Path) -> dict:
     return scores
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with *.samples.jsonl")
     args = parser.parse_args()
-    try:
-        scores = run(args.folder)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"eval.grade: {error}", file=sys.stderr)
-        return 2
+    scores = run(args.folder)
     for task, values in scores["tasks"].items():
         low, high = values["ci95"]
         print(f"  {task}: avg@{values['samples']} {100 * values['avg']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

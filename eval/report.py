@@ -8,12 +8,12 @@ import argparse
 import base64
 import html
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
+from data_prep.command import run as run_command
 from data_prep.files import write_text_whole
 from eval.generate import read_samples
 from eval.statistics import paired_difference
@@ -175,19 +175,14 @@ def write(run: Path) -> None:
     write_text_whole(run / "report.html", as_html(run, text, figure))
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, outputs/<experiment>")
     args = parser.parse_args()
     for run in args.runs:
-        try:
-            write(run)
-        except ValueError as error:
-            print(f"eval.report: {error}", file=sys.stderr)
-            return 2
+        write(run)
         print(f"  {run}/report.md and report.html")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
