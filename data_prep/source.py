@@ -1,0 +1,114 @@
+"""Raw files of a data set, from the hub or from disk, and their rows batch by batch."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from data_prep.command import first_line
+
+BATCH_ROWS = 65536  # about 30 MB of problems
+# Read without pyarrow's data set scanner, see data_prep.parquet.open_rows.
+SUFFIXES = (".parquet", ".jsonl", ".json")
+
+
+class Source(NamedTuple):
+    """Where rows come from: a name without a machine's paths, the hub's commit if any, and local files."""
+
+    name: str
+    revision: str | None
+    paths: list[Path]
+
+
+def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
+    """Download the files of a hub data set that match `pattern`, or find them in the hub's local cache.
+
+    Raises:
+        ValueError: the hub cannot be reached and the cache has no copy, or there is no such data set or file.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=pattern))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"{repo}: the hub gave no data ({type(error).__name__}); on a machine with access run "
+            f"'hf download {repo} --repo-type dataset' and give --source the folder or a file of it"
+        ) from error
+    return from_folder(folder, pattern)._replace(name=repo, revision=folder.name)
+
+
+def from_folder(folder: Path, pattern: str) -> Source:
+    """Return the files of a folder, at any depth, whose name or relative path matches `pattern`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
+    matching = [path for path in files if fnmatch(str(path.relative_to(folder)), pattern)]
+    if not matching:
+        raise ValueError(
+            f"{folder}: has no file like {pattern}; it has {', '.join(p.name for p in files[:5]) or 'none'}"
+        )
+    return Source(folder.name, None, matching)
+
+
+def locate(source: str, revision: str | None = None, pattern: str = "*.parquet") -> Source:
+    """Return the files of a local file, a local folder, or a hub data set's owner/name.
+
+    Raises:
+        ValueError: there is none; one line that says why and what to do.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return from_folder(path, pattern)
+    if path.suffix in SUFFIXES:
+        if not path.is_file():
+            raise ValueError(f"{source}: no such file")
+        return Source(path.name, None, [path])
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "~", "/")):
+        raise ValueError(f"{source}: neither a .parquet or .jsonl file, nor a folder, nor a hub data set's owner/name")
+    return from_hub(source, revision, pattern)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into one line that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {first_line(error)}; is it whole?") from error
+
+
+def row_count(path: Path) -> int | None:
+    """Return the number of rows of a parquet file from its footer; None for JSON lines, which do not say."""
+    with readable(path):
+        return pq.ParquetFile(path).metadata.num_rows if path.suffix == ".parquet" else None
+
+
+def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield a file's rows; of parquet only those of `columns` that it has.
+
+    Raises:
+        ValueError: the file is not what its name says, or is damaged.
+    """
+    with readable(path):
+        if path.suffix == ".parquet":
+            file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+            yield from file.iter_batches(BATCH_ROWS, columns=[c for c in columns if c in file.schema_arrow.names])
+        elif path.stat().st_size == 0:
+            raise ValueError("the file is empty")
+        else:
+            # A block must hold a whole line.
+            yield from pyarrow.json.open_json(path, read_options=pyarrow.json.ReadOptions(block_size=2**24))
+
+
+def records(path: Path) -> list[dict]:
+    """Return all rows of a small file as dictionaries; raises as `record_batches` does."""
+    with readable(path):
+        if path.suffix == ".parquet":
+            return pq.ParquetFile(path).read().to_pylist()
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
