@@ -1,141 +1,273 @@
 """The training set: python -m data_prep.dapo --source BytedTsinghua-SIA/DAPO-Math-17k --output FILE.parquet
 
-Removes DAPO's instruction around each problem, drops repeated problems and those whose copies disagree
-on the answer, checks that every ground truth can score with the reward, and writes verl's rows beside a
-manifest. The source is a hub data set, or a local parquet or JSONL file of the same columns.
+Removes DAPO's instruction around each problem, keeps each problem once, drops those whose copies disagree on the
+answer, checks that every ground truth can score with the reward, looks for the benchmarks' problems, and writes
+verl's rows beside a manifest. The source is a hub data set, a local parquet or JSONL file of the same columns, or a
+folder of such files; Hugging Face's processed variant (columns prompt and solution) is read too. The same problems
+give the same bytes, whatever the order of the rows and the number of blocks.
+
+example: python -m data_prep.dapo --source dapo-math-17k.parquet --benchmarks data/bench \\
+             --output data/dapo/train.parquet
 """
 
 import argparse
-import json
-import sys
+import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
 
+from data_prep import contamination
+from data_prep.benchmarks import read_problems
+from data_prep.command import run
+from data_prep.distinct import distinct_rows
 from data_prep.files import sha256
-from data_prep.parquet import manifest_path, row, write_rows
-from data_prep.prompt import strip_dapo_template
-from reward.justrl import compute_score
+from data_prep.normalise import canonical
+from data_prep.parquet import read_manifest, row, write_rows
+from data_prep.prompt import strip_dapo_template, training_prompt
+from data_prep.source import locate
+from reward.justrl import BOX, compute_score
 
-EXAMPLES = 3  # of each kind of dropped row, in the manifest
-SCHEMA_VERSION = 1  # of what this module writes; a file of an older one is made again
+HUB_ID = "BytedTsinghua-SIA/DAPO-Math-17k"
+REVISION = "65877096c24ffa7abc4e4fa5edb95cf3413a5674"  # of 2025-04-18, with 1,791,700 rows
+DATA_SOURCE = "math_dapo"
+EXAMPLES = 5  # of each kind of dropped row, in the manifest
+PROMPT_LIMIT = 1024  # tokens; the trainer drops longer prompts (paper, table 2)
+SCHEMA_VERSION = 2  # of what this module writes; a file of an older one is made again
 
 
-def read_source(source: str, revision: str | None) -> pd.DataFrame:
-    """Read a local parquet or JSONL file, or a hub data set.
+class Pair(NamedTuple):
+    """A problem without template, its ground truth, and how many rows of the source have both."""
 
-    Raises:
-        ValueError: nothing can be read there; one line that says why.
+    problem: str
+    answer: str | None
+    rows: int
+
+
+class Dropped:
+    """What was left out: reason to count, and the first examples of each."""
+
+    def __init__(self):
+        self.counts: Counter = Counter()
+        self.examples: dict[str, list] = defaultdict(list)
+
+    def add(self, reason: str, count: int, example: dict | None = None) -> None:
+        self.counts[reason] += count
+        if example and len(self.examples[reason]) < EXAMPLES:
+            self.examples[reason].append(example)
+
+    def as_manifest(self) -> dict:
+        return {
+            reason: {"count": n, "examples": self.examples[reason]} for reason, n in sorted(self.counts.items()) if n
+        }
+
+
+def without_template(table: pa.Table) -> tuple[list[Pair], int]:
+    """Return each distinct problem and answer once, and the number of rows whose template was not there whole."""
+    rows: Counter = Counter()
+    bare = 0
+    for prompt, answer, count in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        problem, whole = strip_dapo_template(prompt or "")
+        bare += 0 if whole else count
+        rows[problem, answer] += count
+    return [Pair(problem, answer, count) for (problem, answer), count in rows.items()], bare
+
+
+def ground_truth_fault(answer: str | None) -> str | None:
+    """Return why no response could be scored against this ground truth; None if it is sound."""
+    if not answer:
+        return "ground truth is empty"
+    if answer != answer.strip():
+        return "ground truth has white space around it"
+    if BOX in answer or "$" in answer:
+        return "ground truth has a box or a dollar sign"
+    scores = compute_score(DATA_SOURCE, rf"so the answer is $\boxed{{{answer}}}$.", answer)["acc"] == 1.0
+    return None if scores else "ground truth cannot score"
+
+
+def agreed(answers: dict[str, int], conflicts: str) -> list[str]:
+    """Return the answers to keep of a problem whose copies disagree; `answers` is answer to rows."""
+    if conflicts == "keep":
+        return sorted(answers)
+    best, second = Counter(answers).most_common(2)
+    return [best[0]] if conflicts == "majority" and best[1] > second[1] else []
+
+
+def select(pairs: list[Pair], conflicts: str = "drop") -> tuple[list[tuple[str, str]], Dropped, list[dict]]:
+    """Keep each problem once.
+
+    Of twins, problems with the same canonical text, the shortest text is kept, so the result does not depend on
+    their order.
+
+    Args:
+        conflicts: what becomes of twins with different answers: drop, majority (of rows; a draw is dropped) or keep.
+
+    Returns:
+        The kept (problem, answer), what was dropped, and the conflicts, each with all answers and their rows.
     """
-    path = Path(source)
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        if path.suffix in (".jsonl", ".json"):
-            return pd.read_json(path, lines=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: cannot be read: {str(error).splitlines()[0]}") from error
-    if path.exists() or source.count("/") != 1:
-        raise ValueError(f"{source}: neither a .parquet or .jsonl file nor a hub data set's owner/name")
-    import datasets
-
-    try:
-        return datasets.load_dataset(source, revision=revision, split="train").to_pandas()
-    except Exception as error:  # the hub client raises many kinds; all mean that there is no data
-        raise ValueError(f"{source}: the hub gave no data ({type(error).__name__}); use a local file") from error
-
-
-def problems(frame: pd.DataFrame) -> tuple[list[tuple[str, str]], int]:
-    """Return (problem, ground truth) pairs in order, and the number of rows without the whole template.
-
-    Raises:
-        ValueError: a column is missing.
-    """
-    missing = [column for column in ("prompt", "reward_model") if column not in frame]
-    if missing:
-        raise ValueError(f"the source lacks column {', '.join(missing)}; it needs prompt and reward_model")
-    pairs, bare = [], 0
-    for prompt, reward_model in zip(frame["prompt"], frame["reward_model"], strict=True):
-        text, whole = strip_dapo_template(prompt[0]["content"])
-        bare += not whole
-        pairs.append((text, reward_model["ground_truth"]))
-    return pairs, bare
-
-
-def can_score(answer) -> bool:
-    """Return whether a response that ends with the boxed answer gets the full reward."""
-    try:
-        return compute_score("math_dapo", rf"so \boxed{{{answer}}}", answer)["acc"] == 1.0
-    except ValueError:
-        return False
-
-
-def select(pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], dict]:
-    """Return the pairs to train on, each problem once, and what was dropped: reason to count and examples."""
-    answers: dict[str, set] = defaultdict(set)
-    for problem, answer in pairs:
-        answers[problem].add(answer)
-    kept: dict[str, str] = {}
-    counts: Counter = Counter()
-    examples: dict[str, list] = defaultdict(list)
-    for problem, answer in pairs:
-        if len(answers[problem]) > 1:
-            reason = "conflicting answers"
-        elif problem in kept:
-            reason = "duplicate"
-        elif not can_score(answer):
-            reason = "ground truth cannot score"
+    dropped, listed = Dropped(), []
+    twins: dict[str, dict[str, list[Pair]]] = defaultdict(lambda: defaultdict(list))
+    for pair in sorted(pairs, key=lambda pair: (len(pair.problem), pair.problem, pair.answer or "")):
+        dropped.add("exact copy", pair.rows - 1)
+        fault = "problem is empty" if not pair.problem.strip() else ground_truth_fault(pair.answer)
+        if fault:
+            dropped.add(fault, 1, {"problem": pair.problem, "answer": pair.answer})
         else:
-            kept[problem] = answer
-            continue
-        counts[reason] += 1
-        if len(examples[reason]) < EXAMPLES:
-            examples[reason].append({"problem": problem, "answers": sorted(map(str, answers[problem]))})
-    return list(kept.items()), {r: {"count": counts[r], "examples": examples[r]} for r in counts}
+            twins[canonical(pair.problem)][pair.answer].append(pair)
+    kept = []
+    for by_answer in twins.values():
+        answers = {answer: sum(pair.rows for pair in copies) for answer, copies in sorted(by_answer.items())}
+        chosen = list(answers) if len(answers) == 1 else agreed(answers, conflicts)
+        problem = min((copies[0] for copies in by_answer.values()), key=lambda p: (len(p.problem), p.problem)).problem
+        if len(answers) > 1:
+            listed.append({"problem": problem, "answers": answers, "kept": chosen})
+        for answer, copies in by_answer.items():
+            if answer in chosen:
+                kept.append((copies[0].problem, answer))
+                example = {"kept": copies[0].problem, "dropped": copies[-1].problem}
+                dropped.add("copy after normalisation", len(copies) - 1, example if len(copies) > 1 else None)
+            else:
+                dropped.add("conflicting answers", len(copies), {"problem": problem, "answers": list(answers)})
+    return kept, dropped, listed
+
+
+def content_id(problem: str, answer: str) -> str:
+    """Return an id that depends on nothing but the problem and its answer; it also gives the rows' order."""
+    return hashlib.sha256(f"{canonical(problem)}\n{answer}".encode()).hexdigest()[:16]
+
+
+def decontaminate(kept: list[tuple[str, str]], folder: Path, how: str, dropped: Dropped) -> tuple[list, dict]:
+    """Look for the problems of every prepared benchmark; return the pairs to keep and the manifest's part.
+
+    Raises:
+        ValueError: the folder has no prepared benchmark.
+    """
+    benchmarks = read_problems(folder)
+    problems = {key: text for task in benchmarks.values() for key, text in task.items()}
+    training = [problem for problem, _ in kept]
+    bar = tqdm(training, unit=" problems", desc="comparing", delay=2, leave=False, disable=None)
+    matches = dict(zip(problems, contamination.compare(training, problems, bar), strict=True))
+    report = {
+        task: contamination.report(training, [matches[key] for key in listed]) for task, listed in benchmarks.items()
+    }
+    if how == "report":
+        return kept, report
+    copies = {match.training_index for found in matches.values() for match in found if match.kind != "other"}
+    for index in sorted(copies):
+        dropped.add("copy of a benchmark problem", 1, {"problem": kept[index][0]})
+    return [pair for index, pair in enumerate(kept) if index not in copies], report
+
+
+def over_long(kept: list[tuple[str, str]], tokenizer: str) -> dict:
+    """Count the prompts that the trainer would drop as too long: tokens with the chat template around them.
+
+    Raises:
+        ValueError: there is no such tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except OSError as error:
+        raise ValueError(f"tokenizer {tokenizer}: cannot be loaded; give a model's folder or hub id") from error
+    long = []
+    for problem, _ in tqdm(kept, unit=" prompts", desc="tokenizing", delay=2, leave=False, disable=None):
+        turn = [{"role": "user", "content": training_prompt(problem)}]
+        tokens = len(loaded.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+        if tokens > PROMPT_LIMIT:
+            long.append({"problem": problem[:200], "tokens": tokens})
+    return {"tokenizer": Path(tokenizer).name, "limit": PROMPT_LIMIT, "count": len(long), "examples": long[:EXAMPLES]}
 
 
 def is_made(output: Path, settings: dict) -> bool:
     """Return whether `output` was made from the same source by the same settings."""
-    try:
-        manifest = json.loads(manifest_path(output).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return output.exists() and all(manifest.get(name) == value for name, value in settings.items())
+    manifest = read_manifest(output)
+    return manifest is not None and output.exists() and {**manifest, **settings} == manifest
 
 
-def prepare(source: str, revision: str | None, output: Path) -> None:
-    """Make the training set; one that is there and was made from the same source is kept."""
-    local = Path(source).is_file()
-    digest = sha256(source) if local else None
-    settings = {"source": Path(source).name if local else source, "revision": revision, "sha256_in": digest}
-    settings["schema"] = SCHEMA_VERSION
-    if is_made(output, settings):
-        print(f"{output}: kept, its source has not changed")
+def prepare(args: argparse.Namespace) -> None:
+    """Make the training set; one that is there and was made from the same source by the same settings is kept."""
+    source = locate(args.source, args.revision or (REVISION if args.source == HUB_ID else None), args.files)
+    benchmarks = args.benchmarks if args.decontaminate != "off" else None
+    settings = {
+        "schema": SCHEMA_VERSION,
+        "source": source.name,
+        "revision": source.revision,
+        "sha256_in": {path.name: sha256(path) for path in source.paths},
+        "settings": {
+            "conflicts": args.conflicts,
+            "decontaminate": args.decontaminate if benchmarks else "off",
+            "benchmarks": {p.stem: sha256(p) for p in sorted(benchmarks.glob("*.parquet"))} if benchmarks else {},
+            "repeat": args.repeat,
+            "tokenizer": args.tokenizer and Path(args.tokenizer).name,
+        },
+    }
+    if is_made(args.output, settings):
+        print(f"{args.output}: kept, its source and settings have not changed")
         return
-    frame = read_source(source, revision)
-    pairs, bare = problems(frame)
-    kept, dropped = select(pairs)
-    rows = [row("math_dapo", problem, answer, i, "train") for i, (problem, answer) in enumerate(kept)]
-    write_rows(output, rows, settings | {"rows_in": len(pairs), "rows_without_template": bare, "dropped": dropped})
-    print(f"{output}: {len(rows)} problems of {len(pairs)} rows, {bare} rows without the template")
-    for reason, what in dropped.items():
-        print(f"  dropped, {reason}: {what['count']}")
+    table = distinct_rows(source.paths)
+    pairs, bare = without_template(table)
+    kept, dropped, conflicts = select(pairs, args.conflicts)
+    kept.sort(key=lambda pair: content_id(*pair))
+    found = {"rows_in": pc.sum(table["rows"]).as_py(), "rows_without_template": bare}
+    if benchmarks:
+        kept, found["contamination"] = decontaminate(kept, benchmarks, args.decontaminate, dropped)
+    if not kept:
+        raise ValueError(f"{args.source}: no row is left; dropped: {dict(dropped.counts)}")
+    if args.tokenizer:
+        found["over_long"] = over_long(kept, args.tokenizer)
+    found |= {"problems": len(kept), "dropped": dropped.as_manifest(), "conflicts": conflicts}
+    rows = [row(DATA_SOURCE, problem, answer, content_id(problem, answer), "train") for problem, answer in kept]
+    write_rows(args.output, rows, settings | found, repeat=args.repeat)
+    summarise(args.output, found, args.repeat)
 
 
-def main() -> int:
+def summarise(output: Path, found: dict, repeat: int) -> None:
+    """Print what was made and what was found."""
+    print(f"{output}: {found['problems']:,} problems of {found['rows_in']:,} rows" + f", {repeat} times" * (repeat > 1))
+    print(f"  without the whole template: {found['rows_without_template']:,}")
+    for reason, what in found["dropped"].items():
+        print(f"  dropped, {reason}: {what['count']:,}")
+    print(f"  problems whose copies disagree: {len(found['conflicts'])}, see the manifest")
+    for task, what in found.get("contamination", {}).items():
+        print(f"  {task}: {what['exact']} exact and {what['near']} near copies of {what['problems']} problems")
+    if "contamination" not in found:
+        print("  not compared with the benchmarks; name their prepared folder with --benchmarks")
+    if "over_long" in found:
+        print(f"  prompts over {PROMPT_LIMIT:,} tokens, which the trainer drops: {found['over_long']['count']}")
+
+
+def positive(text: str) -> int:
+    """Parse a count of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="BytedTsinghua-SIA/DAPO-Math-17k", help="default %(default)s")
-    parser.add_argument("--revision", help="commit of the hub data set")
+    parser.add_argument("--source", default=HUB_ID, help="hub id, file or folder (default %(default)s)")
+    parser.add_argument("--revision", help="commit of the hub data set (default: pinned for the default source)")
+    parser.add_argument("--files", default="*.parquet", help="which files of a hub data set or folder (%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--conflicts", choices=("drop", "majority", "keep"), default="drop", help="default %(default)s")
+    parser.add_argument("--benchmarks", type=Path, help="folder of data_prep.benchmarks, to compare with")
+    parser.add_argument(
+        "--decontaminate",
+        choices=("off", "report", "drop"),
+        default="report",
+        help="training problems that are benchmark problems (default %(default)s)",
+    )
+    parser.add_argument("--repeat", type=positive, default=1, help="write this many blocks, as the release has 100")
+    parser.add_argument("--tokenizer", help=f"model whose prompts over {PROMPT_LIMIT} tokens are counted")
     args = parser.parse_args()
-    try:
-        prepare(args.source, args.revision, args.output)
-    except ValueError as error:
-        print(f"data_prep.dapo: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if args.decontaminate == "drop" and not args.benchmarks:
+        parser.error("--decontaminate drop needs --benchmarks")
+    prepare(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,0 +1,341 @@
+"""The training set: what is dropped and why, the same bytes for the same problems, and wrong input."""
+
+import argparse
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep import benchmarks, dapo
+from data_prep.dapo import Pair, ground_truth_fault, select
+from data_prep.parquet import manifest_path, open_rows, read_manifest, read_rows
+from data_prep.prompt import BOXED_SENTENCE, DAPO_PREFIX, DAPO_SUFFIX
+from data_prep.verify import verify
+from reward.justrl import compute_score
+from tests.conftest import ROOT
+
+
+def raw_rows(pairs: list[tuple[str, str]], template: bool = True) -> list[dict]:
+    """Rows of the raw release."""
+    before, after = (DAPO_PREFIX, DAPO_SUFFIX) if template else ("", "")
+    return [
+        {
+            "data_source": "math_dapo",
+            "prompt": [{"content": before + problem + after, "role": "user"}],
+            "ability": "MATH",
+            "reward_model": {"ground_truth": answer, "style": "rule-based/math_dapo"},
+            "extra_info": {"index": f"id-{i}"},
+        }
+        for i, (problem, answer) in enumerate(pairs)
+    ]
+
+
+def write_raw(path, pairs, **options):
+    pq.write_table(pa.Table.from_pylist(raw_rows(pairs, **options)), path)
+    return path
+
+
+def prepare(source, output, **options):
+    """Prepare as the command does, with its defaults."""
+    defaults = {"revision": None, "files": "*.parquet", "conflicts": "drop", "benchmarks": None, "repeat": 1}
+    defaults |= {"decontaminate": "report", "tokenizer": None}
+    dapo.prepare(argparse.Namespace(source=str(source), output=output, **defaults | options))
+    return read_manifest(output)
+
+
+PAIRS = [("What is $1+1$?", "2"), ("What is $1 + 1$?", "2"), ("What is $2+2$?", "4"), ("What is $2+2$?", "4")]
+PAIRS += [("Odd?", "1"), ("Odd?", "2"), ("Odd?", "2"), ("Empty?", ""), ("Spaced?", " 3"), ("Money?", "$5$")]
+PAIRS += [("Boxed?", r"\boxed{6}"), ("Open?", "{7"), ("Long?", "8" * 200)]
+
+
+def test_every_row_is_kept_or_accounted_for(tmp_path):
+    manifest = prepare(write_raw(tmp_path / "raw.parquet", PAIRS), tmp_path / "train.parquet")
+    counts = {reason: what["count"] for reason, what in manifest["dropped"].items()}
+    assert counts == {
+        "exact copy": 2,
+        "copy after normalisation": 1,
+        "conflicting answers": 2,
+        "ground truth is empty": 1,
+        "ground truth has white space around it": 1,
+        "ground truth has a box or a dollar sign": 2,
+        "ground truth cannot score": 2,
+    }
+    assert manifest["rows_in"] == len(PAIRS) == manifest["problems"] + sum(counts.values())
+    assert manifest["conflicts"] == [{"problem": "Odd?", "answers": {"1": 1, "2": 2}, "kept": []}]
+    frame = read_rows(tmp_path / "train.parquet")
+    assert sorted(info["problem"] for info in frame["extra_info"]) == ["What is $1+1$?", "What is $2+2$?"]
+    assert all(prompt[0]["content"].endswith(f"?\n\n{BOXED_SENTENCE}") for prompt in frame["prompt"])
+    assert verify(tmp_path / "train.parquet") == []
+
+
+@pytest.mark.parametrize(("conflicts", "kept"), [("drop", []), ("majority", ["2"]), ("keep", ["1", "2"])])
+def test_conflicts(tmp_path, conflicts, kept):
+    source = write_raw(tmp_path / "raw.parquet", PAIRS)
+    manifest = prepare(source, tmp_path / "train.parquet", conflicts=conflicts)
+    assert manifest["conflicts"][0]["kept"] == kept
+    frame = read_rows(tmp_path / "train.parquet")
+    rows = zip(frame["extra_info"], frame["reward_model"], strict=True)
+    assert sorted(truth["ground_truth"] for info, truth in rows if info["problem"] == "Odd?") == kept
+    assert verify(tmp_path / "train.parquet") == []
+
+
+def test_a_draw_has_no_majority():
+    kept, _, conflicts = select([Pair("p", "1", 2), Pair("p", "2", 2), Pair("p", "3", 1)], "majority")
+    assert kept == []
+    assert conflicts[0]["answers"] == {"1": 2, "2": 2, "3": 1}
+
+
+@given(st.text(max_size=120))
+def test_a_sound_ground_truth_scores_and_any_other_has_a_fault(answer):
+    if ground_truth_fault(answer) is None:
+        assert compute_score("d", rf"thus \boxed{{{answer}}}", answer)["score"] == 1.0
+        assert answer == answer.strip() != ""
+
+
+def test_a_row_without_the_template_is_kept_and_counted(tmp_path):
+    rows = raw_rows([("A?", "1")]) + raw_rows([("B?", "2"), ("A?", "1")], template=False)
+    half = raw_rows([("C?", "3")])
+    half[0]["prompt"][0]["content"] = DAPO_PREFIX + "C?"
+    pq.write_table(pa.Table.from_pylist(rows + half), tmp_path / "raw.parquet")
+    manifest = prepare(tmp_path / "raw.parquet", tmp_path / "train.parquet")
+    assert manifest["rows_without_template"] == 3
+    frame = read_rows(tmp_path / "train.parquet")
+    assert sorted(info["problem"] for info in frame["extra_info"]) == ["A?", "B?", "C?"]
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_row_order_and_blocks_do_not_change_a_byte(tmp_path, blocks):
+    pairs = PAIRS * blocks
+    random.Random(blocks).shuffle(pairs)
+    for name, listed in (("one", PAIRS), ("other", pairs)):
+        prepare(write_raw(tmp_path / f"{name}.raw.parquet", listed), tmp_path / f"{name}.parquet", conflicts="majority")
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "other.parquet").read_bytes()
+
+
+def test_jsonl_folders_and_the_processed_layout_give_the_same(tmp_path):
+    pairs = PAIRS[:4]
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    write_raw(parts / "a.parquet", pairs[:2])
+    write_raw(parts / "b.parquet", pairs[2:])
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in raw_rows(pairs)))
+    processed = [{"prompt": problem, "solution": answer, "data_source": "math_dapo"} for problem, answer in pairs]
+    pq.write_table(pa.Table.from_pylist(processed), tmp_path / "processed.parquet")
+    made = []
+    for source in (parts, tmp_path / "raw.jsonl", tmp_path / "processed.parquet"):
+        prepare(source, tmp_path / "out" / f"{source.stem}.parquet")
+        made.append((tmp_path / "out" / f"{source.stem}.parquet").read_bytes())
+    assert made[0] == made[1] == made[2]
+
+
+def test_repeat_writes_blocks_and_verify_counts_them(tmp_path):
+    manifest = prepare(write_raw(tmp_path / "raw.parquet", PAIRS), tmp_path / "train.parquet", repeat=5)
+    assert manifest["rows_out"] == 5 * manifest["problems"]
+    file = open_rows(tmp_path / "train.parquet")
+    groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
+    assert len(groups) == 5
+    assert all(group.equals(groups[0]) for group in groups)
+    assert verify(tmp_path / "train.parquet") == []
+
+
+def test_a_second_run_keeps_the_file_until_a_setting_changes(tmp_path, capsys):
+    source, output = write_raw(tmp_path / "raw.parquet", PAIRS), tmp_path / "train.parquet"
+    prepare(source, output)
+    prepare(source, output)
+    assert "kept" in capsys.readouterr().out
+    prepare(source, output, conflicts="keep")
+    assert "kept" not in capsys.readouterr().out
+
+
+def test_copies_of_benchmark_problems_are_reported_or_dropped(tmp_path, shared_data):
+    tasks = ["AIME24", "AMC23"]
+    benchmarks.prepare(str(shared_data / "bench"), tmp_path / "bench", tasks)
+    stolen = benchmarks.read_problems(tmp_path / "bench")["AIME24"]["AIME24-3"]
+    source = write_raw(tmp_path / "raw.parquet", [*PAIRS, (f"{stolen} Give the number.", "9")])
+    output = tmp_path / "train.parquet"
+    manifest = prepare(source, output, benchmarks=tmp_path / "bench")
+    assert manifest["contamination"]["AIME24"]["problem_ids"] == ["AIME24-3"]
+    assert manifest["contamination"]["AIME24"]["matches"][0]["share"] == 1.0
+    assert manifest["contamination"]["AMC23"]["problem_ids"] == []
+    kept = manifest["problems"]
+    manifest = prepare(source, output, benchmarks=tmp_path / "bench", decontaminate="drop")
+    assert manifest["dropped"]["copy of a benchmark problem"]["count"] == 1
+    assert manifest["problems"] == kept - 1
+    assert verify(output) == []
+
+
+@pytest.mark.slow
+def test_long_prompts_are_counted_with_the_chat_template(tmp_path):
+    from data_prep.backbone import build_tokenizer
+
+    build_tokenizer(300).save_pretrained(tmp_path / "model")
+    source = write_raw(tmp_path / "raw.parquet", [("short?", "1"), ("long " * 2000, "2")])
+    manifest = prepare(source, tmp_path / "train.parquet", tokenizer=str(tmp_path / "model"))
+    assert manifest["over_long"]["count"] == 1
+    assert manifest["over_long"]["examples"][0]["tokens"] > manifest["over_long"]["limit"] == 1024
+
+
+def test_verify_names_what_is_wrong(tmp_path):
+    output = tmp_path / "train.parquet"
+    prepare(write_raw(tmp_path / "raw.parquet", PAIRS), output)
+    rows = open_rows(output).read().to_pylist()
+    rows[0]["reward_model"]["ground_truth"] = " 2"
+    rows[1]["prompt"][0]["content"] = "another prompt"
+    pq.write_table(pa.Table.from_pylist([*rows, rows[1]], schema=open_rows(output).schema_arrow), output)
+    faults = "\n".join(verify(output))
+    for words in ("sha256", "3 rows, and the manifest says 2", "white space", "prompt is not", "not occur 1 times"):
+        assert words in faults
+    manifest_path(output).unlink()
+    with pytest.raises(ValueError, match="no manifest"):
+        verify(output)
+
+
+def command(*arguments, **options):
+    arguments = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def wrong_columns(path):
+    pd.DataFrame({"question": ["q"], "answer": ["1"]}).to_parquet(path)
+
+
+def text_prompt(path):
+    pd.DataFrame({"prompt": ["q"], "reward_model": [{"ground_truth": "1"}]}).to_parquet(path)
+
+
+def integer_truth(path):
+    row = {"prompt": [{"role": "user", "content": "q"}], "reward_model": {"ground_truth": 1}}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+
+
+def two_messages(path):
+    row = {"prompt": [{"role": "user", "content": "q"}] * 2, "reward_model": {"ground_truth": "1"}}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+
+
+def no_rows(path):
+    pq.write_table(pa.Table.from_pylist(raw_rows([("q", "1")])).slice(0, 0), path)
+
+
+def truncated(path):
+    write_raw(path, PAIRS * 50)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def damaged(path):
+    write_raw(path, [(f"{i} {random.Random(i).random()}", "1") for i in range(5000)])
+    content = bytearray(path.read_bytes())
+    content[200:20000] = bytes(19800)
+    path.write_bytes(content)
+
+
+def empty_file(path):
+    path.write_bytes(b"")
+
+
+def unusable(path):
+    write_raw(path, [("q", " 1")])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (wrong_columns, "lacks column prompt"),
+        (text_prompt, "column prompt is string; expected a list of messages"),
+        (integer_truth, "ground_truth is int64; both must be text"),
+        (two_messages, "not exactly one message"),
+        (no_rows, "has no rows"),
+        (truncated, "is it whole"),
+        (damaged, "is it whole"),
+        (empty_file, "is it whole"),
+        (unusable, "no row is left"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_the_output_as_it_was(tmp_path, make, message):
+    make(tmp_path / "raw.parquet")
+    output = tmp_path / "out" / "train.parquet"
+    output.parent.mkdir()
+    output.write_text("what was there before")
+    done = command("data_prep.dapo", "--source", tmp_path / "raw.parquet", "--output", output)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.startswith("data_prep.dapo: ")
+    assert done.stderr.count("\n") == 1
+    assert output.read_text() == "what was there before"
+    assert [path.name for path in output.parent.iterdir()] == ["train.parquet"]
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path):
+    done = command(
+        *("data_prep.dapo", "--source", "nobody/nothing", "--output", tmp_path / "t.parquet"),
+        env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 2
+    assert "hf download nobody/nothing --repo-type dataset" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    source = write_raw(tmp_path / "raw.parquet", [(f"{i} {random.Random(i).random()}?", "1") for i in range(5000)])
+    (tmp_path / "out").mkdir()
+
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = command(
+        *("data_prep.dapo", "--source", source, "--output", tmp_path / "out" / "train.parquet"), preexec_fn=small_files
+    )
+    assert done.returncode == 2, done.stderr
+    assert "too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interrupt_is_one_line(tmp_path):
+    source = write_raw(tmp_path / "raw.parquet", [(f"{i} {'word ' * 40} {i}?", "1") for i in range(60_000)])
+    arguments = [sys.executable, "-m", "data_prep.dapo", "--source", source, "--output", tmp_path / "out.parquet"]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and "raw.parquet" not in " ".join(open_files(process.pid)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors == "data_prep.dapo: interrupted; run the same command again\n"
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def open_files(pid: int) -> list[str]:
+    """Names of the files a process has open."""
+    names = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            names.append(str(link.readlink()))
+        except OSError:
+            continue
+    return names
+
+
+def test_the_real_training_set(shared_data, tmp_path):
+    block = pq.ParquetFile(shared_data / "dapo-math-17k-one-block.parquet").read().to_pylist()
+    pairs = [(row["prompt"][0]["content"], row["reward_model"]["ground_truth"]) for row in block]
+    manifest = prepare(write_raw(tmp_path / "raw.parquet", pairs), tmp_path / "train.parquet")
+    counts = {reason: what["count"] for reason, what in manifest["dropped"].items()}
+    assert counts == {"exact copy": 616, "copy after normalisation": 717, "conflicting answers": 43}
+    assert (manifest["rows_in"], manifest["problems"], len(manifest["conflicts"])) == (17917, 16541, 21)
+    assert manifest["rows_without_template"] == 0
+    random.Random(0).shuffle(pairs)
+    prepare(write_raw(tmp_path / "raw2.parquet", pairs * 3), tmp_path / "again.parquet")
+    assert (tmp_path / "train.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
+    assert verify(tmp_path / "again.parquet") == []
