@@ -161,13 +161,13 @@ data() {
     python -m data_prep.demo --output "$data_folder/demo"
     python -m data_prep.backbone --output models/demo
   else
-    if [ -n "${JUSTRL_BENCH:-}" ]; then
-      python -m data_prep.benchmarks --source "$JUSTRL_BENCH" --output "$bench"
-    elif [ ! -d "$bench" ]; then
-      die "set JUSTRL_BENCH to the folder of benchmarks of the official release"
+    # Prepared once: a node without access to the hub uses what is there.
+    if [ -n "${JUSTRL_BENCH:-}" ] || [ ! -f "$bench/CMIMC25.parquet" ]; then
+      python -m data_prep.benchmarks --source "${JUSTRL_BENCH:-hub}" --output "$bench"
     fi
     if [ -n "${JUSTRL_DAPO:-}" ] || [ ! -f "$data_folder/dapo/train.parquet" ]; then
-      python -m data_prep.dapo --source "${JUSTRL_DAPO:-BytedTsinghua-SIA/DAPO-Math-17k}" --output "$data_folder/dapo/train.parquet"
+      python -m data_prep.dapo --source "${JUSTRL_DAPO:-BytedTsinghua-SIA/DAPO-Math-17k}" --benchmarks "$bench" \
+        --output "$data_folder/dapo/train.parquet"
     fi
   fi
 }
