@@ -17,7 +17,7 @@ was interrupted continues from its last checkpoint.
   key=value         Hydra overrides for the training; they win over the config
 
 environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
-             JUSTRL_DAPO, JUSTRL_BENCH hub ids or local paths of the training set and the benchmarks
+             JUSTRL_DAPO, JUSTRL_BENCH local copies of the training set and the benchmarks (default: the hub)
              JUSTRL_DATA               folder of prepared data (default: data)
              JUSTRL_EVAL               extra arguments for eval.generate
              JUSTRL_PYTHON_BIN         the Python to make the environment with
