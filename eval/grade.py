@@ -16,14 +16,17 @@ from data_prep.command import run as run_command
 from data_prep.files import write_text_whole
 from eval.generate import read_samples
 from eval.statistics import average, bootstrap_interval
-from reward.justrl import compute_score
+from reward.justrl import BOX, WINDOW, compute_score
 
 TRACK = "training-reward"
 
 
 def grade(record: dict) -> dict:
     """Return the grade of one sample, with the reason of a wrong one."""
-    result = compute_score(record["task"], record["response"], record["answer"], {"index": record["problem_id"]})
+    # A gold longer than training's window widens it: it would be wrong for ever otherwise.
+    window = max(WINDOW, len(BOX) + len(record["answer"]) + 1)
+    row = {"index": record["problem_id"]}
+    result = compute_score(record["task"], record["response"], record["answer"], row, window=window)
     if result["acc"]:
         reason = "match"
     elif result["pred"]:

@@ -10,10 +10,18 @@ so any verl recipe can name this file:
     {'score': 1.0, 'acc': 1.0, 'pred': '4'}
 """
 
+import functools
+import re
+
 BOX = r"\boxed{"
 
 # The release cuts the response to 300 characters and looks for the box in the last 100 of those.
 WINDOW = 100
+
+BRACE = re.compile(r"[{}]")
+# What `lenient` looks past: LaTeX spacing, delimiters, text commands, thousands separators, a full stop, zeros.
+IGNORED = re.compile(r"\\[,!;: $]|\\(?:left|right|text|mathrm)(?![a-zA-Z])|[\s${}]|(?<=\d),(?=\d{3}(?!\d))")
+ENDING = re.compile(r"(?:(?<=\d)\.0*|\.)$")
 
 
 def last_boxed(text: str) -> str | None:
@@ -23,37 +31,71 @@ def last_boxed(text: str) -> str | None:
         return None
     start += len(BOX)
     depth = 1
-    for end in range(start, len(text)):
-        if text[end] == "{":
-            depth += 1
-        elif text[end] == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start:end]
+    for brace in BRACE.finditer(text, start):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return text[start : brace.start()]
     return None
 
 
-def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info=None, **kwargs) -> dict:
-    """Score one response as the release does.
+@functools.lru_cache(maxsize=2**16)
+def _usable(ground_truth: str, window: int) -> bool:
+    """Return whether a response could match at all: not empty, and found again inside a box and the window."""
+    return ground_truth != "" and last_boxed(f"{BOX}{ground_truth}}}"[-window:]) == ground_truth
+
+
+def _loose(answer: str) -> str:
+    """Return an answer without what a careful reader would not hold against it."""
+    bare = ENDING.sub("", IGNORED.sub("", answer).replace("dfrac", "frac").replace("tfrac", "frac"))
+    return re.sub(r"^(-?)0+(?=\d)", r"\1", bare.rpartition("=")[2])
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: dict | None = None,
+    *,
+    window: int = WINDOW,
+    wrong: float = -1.0,
+    shadow: bool = False,
+    **kwargs,
+) -> dict:
+    """Score one response; with the defaults, as the release does.
+
+    verl passes `window`, `wrong` and `shadow` from `reward.custom_reward_function.reward_kwargs`. Called alike by verl
+    0.4 to 0.9; the numbers of the result become training metrics, so the keys are always the same and never None.
 
     Args:
         data_source: name of the data set; not used, every source is scored alike.
         solution_str: the decoded response, without special tokens.
         ground_truth: the expected content of the box.
         extra_info: the row's `extra_info`; only its `index` is used, to name a row in an error.
+        window: characters at the end of the response in which the box must lie.
+        wrong: score of a wrong response; 0.0 gives the scale 0/1.
+        shadow: add `outside` and `lenient`, which never touch the score.
         **kwargs: what verl passes to reward functions that ask a model; not used.
 
     Returns:
-        `score` (+1.0 or -1.0), `acc` (1.0 or 0.0) and `pred` (content of the box, "" if none).
-        The keys are always the same and never None: verl 0.9 averages the numbers over a batch.
+        `score` (1.0 or `wrong`), `acc` (1.0 or 0.0) and `pred` (content of the box, "" if none). With `shadow` also
+        `outside` (1.0 where the window has no box and the response has one) and `lenient` (1.0 where the last box of
+        the response is right up to spacing, delimiters, `x =`, thousands separators, zeros and a full stop).
 
     Raises:
-        ValueError: the ground truth is not a string or is empty. No answer could ever match it,
-            and a reward of -1 for the whole run would hide that.
+        ValueError: no response could ever match the ground truth: it is not a string, is empty, has a box or
+            unbalanced braces, or does not fit the window. A reward of -1 for the whole run would hide that.
     """
-    if not isinstance(ground_truth, str) or not ground_truth:
+    if not isinstance(ground_truth, str) or not _usable(ground_truth, window):
         row = (extra_info or {}).get("index", "?")
-        raise ValueError(f"row {row} of {data_source}: ground truth must be a non-empty string, got {ground_truth!r}")
-    pred = last_boxed(solution_str[-WINDOW:])
+        raise ValueError(
+            f"row {row} of {data_source}: no response can match the ground truth {ground_truth!r:.200}; it must be a "
+            f"non-empty string without a box, with balanced braces, that fits {window} characters with its box"
+        )
+    pred = last_boxed(solution_str[-window:])
     correct = pred == ground_truth
-    return {"score": 1.0 if correct else -1.0, "acc": float(correct), "pred": pred or ""}
+    result = {"score": 1.0 if correct else wrong, "acc": float(correct), "pred": pred or ""}
+    if shadow:
+        anywhere = last_boxed(solution_str)
+        result["outside"] = float(pred is None and anywhere is not None)
+        result["lenient"] = float(anywhere is not None and _loose(anywhere) == _loose(ground_truth))
+    return result
