@@ -19,9 +19,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from data_prep.command import run
-from data_prep.files import sha256
-from data_prep.golds import ARROW_TYPE, Correction, corrected, corrections
-from data_prep.normalise import canonical
+from data_prep.golds import ARROW_TYPE, Correction, corrected, corrections, plain
 from data_prep.parquet import EXTRA_INFO, SCHEMA, open_rows, row, write_rows
 from data_prep.source import Source, from_hub, records
 
@@ -47,39 +45,39 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "AIME24": Benchmark(
         *("math-ai/aime24", "83a7f387baaa524a8bda0022eac0541582297103", "test-00000-of-00001.parquet"),
-        *("problem", "solution", 30, 32, "e5299a144a4db3ef"),
+        *("problem", "solution", 30, 32, "d5953a02f9e09260"),
     ),
     "AIME25": Benchmark(
         *("math-ai/aime25", "563bb8404243c5f09de6ec262f2db674fe5bce9b", "test.jsonl"),
-        *("problem", "answer", 30, 32, "3866188c070ef631"),
+        *("problem", "answer", 30, 32, "2fb29b179f327793"),
     ),
     "AMC23": Benchmark(
         *("math-ai/amc23", "80815d37005feb82cd7f8fbc6901d5d3eff43057", "test-00000-of-00001.parquet"),
-        *("question", "answer", 40, 32, "c2407264eccb3736"),
+        *("question", "answer", 40, 32, "a239e92bd128decb"),
     ),
     "MATH-500": Benchmark(
         *("HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", "test.jsonl"),
-        *("problem", "answer", 500, 4, "c39239d48c426802"),
+        *("problem", "answer", 500, 4, "2dd654bd130aba80"),
     ),
     "Minerva": Benchmark(
         *("math-ai/minervamath", "ee46ddc498933b1977577953250ca5c66be64f96", "test.jsonl"),
-        *("question", "answer", 272, 4, "c3f402a17957d36b"),
+        *("question", "answer", 272, 4, "848a3df7a76ebfec"),
     ),
     "Olympiad-Bench": Benchmark(
         *("math-ai/olympiadbench", "4faaf1e6ec17d11a4218a9bf4c049ecaf954dd84", "test.parquet"),
-        *("question", "final_answer", 674, 4, "d2ea3dfbbb2b4210"),
+        *("question", "final_answer", 674, 4, "914e3015d4dc5863"),
     ),
     "HMMT25": Benchmark(
         *("MathArena/hmmt_feb_2025", "6fdc4277120810ff75aa22d2d5489b91f7a262a1", "data/train-00000-of-00001.parquet"),
-        *("problem", "answer", 30, 32, "2aaef37d8045e031"),
+        *("problem", "answer", 30, 32, "dfd2c7874f6ca5ab"),
     ),
     "BRUMO25": Benchmark(
         *("MathArena/brumo_2025", "6de9bc0987f5710c6376ee980e1483dbeb55cfda", "data/train-00000-of-00001.parquet"),
-        *("problem", "answer", 30, 32, "bde9743e04f09077"),
+        *("problem", "answer", 30, 32, "03c95e40be650f05"),
     ),
     "CMIMC25": Benchmark(
         *("MathArena/cmimc_2025", "8f27517ce4ad1d05e023c0e7eca4344754ba2a04", "data/train-00000-of-00001.parquet"),
-        *("problem", "answer", 40, 32, "a94cfd02aa520cb0"),
+        *("problem", "answer", 40, 32, "cf9918801f374e0a"),
     ),
 }
 EXTRA_FIELDS = {"released": pa.string(), "answer": ARROW_TYPE, "correction": pa.string()}
@@ -98,7 +96,9 @@ def problem_and_gold(record: dict, benchmark: Benchmark) -> tuple[str, str]:
     if "reward_model" in record:
         return record["prompt"][0]["content"], record["reward_model"]["ground_truth"]
     gold = record[benchmark.answer]
-    return record[benchmark.problem].strip(), str(gold[0] if isinstance(gold, list) else gold)
+    if isinstance(gold, list):
+        (gold,) = gold  # OlympiadBench has lists of one; more would be another benchmark
+    return record[benchmark.problem].strip(), str(gold) if isinstance(gold, int) else gold
 
 
 def find(source: str, task: str) -> Source:
@@ -121,20 +121,24 @@ def read_pairs(path: Path, task: str) -> list[tuple[str, str]]:
     Raises:
         ValueError: the file cannot be read, has other columns, or has another number of problems.
     """
+    listed = records(path)
     try:
-        pairs = [problem_and_gold(record, BENCHMARKS[task]) for record in records(path)]
+        pairs = [problem_and_gold(record, BENCHMARKS[task]) for record in listed]
     except KeyError as error:
         raise ValueError(f"{path}: lacks column {error}; it is not {task} as released or on the hub") from error
-    except TypeError as error:
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"{path}: a column has another type than {task} as released: {error}") from error
+    for number, (problem, gold) in enumerate(pairs):
+        if not isinstance(gold, str) or not plain(gold) or not problem:
+            raise ValueError(f"{path}: row {number} has no problem or no gold: {gold!r:.80}")
     if len(pairs) != BENCHMARKS[task].problems:
         raise ValueError(f"{path}: has {len(pairs)} problems, and {task} has {BENCHMARKS[task].problems}; is it whole?")
     return pairs
 
 
 def digest(problems: list[str]) -> str:
-    """Return a short digest of problems in their order, blind to typesetting."""
-    return hashlib.sha256("\n".join(map(canonical, problems)).encode()).hexdigest()[:16]
+    """Return a short digest of problems in their order, blind to white space."""
+    return hashlib.sha256("\n".join("".join(text.split()) for text in problems).encode()).hexdigest()[:16]
 
 
 def benchmark_row(task: str, index: int, problem: str, gold: str, correction: Correction | None) -> dict:
@@ -185,7 +189,7 @@ def prepare(source: str, output: Path, tasks: list[str]) -> None:
         manifest = {
             "source": found.name,
             "revision": found.revision,
-            "sha256_in": {found.paths[0].name: sha256(found.paths[0])},
+            "sha256_in": found.digests(),
             "rows_in": len(pairs),
             "problems_as_released": as_released,
             "answer_types": dict(Counter(made["extra_info"]["answer"]["type"] for made in rows).most_common()),

@@ -1,15 +1,16 @@
 """Which benchmark problems occur in the training set, by word n-grams.
 
-For a benchmark problem two shares of its distinct 8-grams are measured: those found anywhere in the training set
-(open-r1's measure), and those found in the one training problem that has most of them, the best match. Two kinds of
-false match are kept out. N-grams of many training problems are templates ("can be written as m/n where m and n are
+For a benchmark problem two shares of its distinct 8-grams are measured: those found anywhere in the training set, as
+open-r1 does, and those found in the one training problem that has most of them, the best match. Two kinds of false
+match are kept out. N-grams of many training problems are templates ("can be written as m/n where m and n are
 relatively prime, find m + n") and count for nothing. And a problem of the same form with other numbers is another
 problem: most numbers of the matched part must occur in the training problem.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+
+from tqdm import tqdm
 
 from data_prep.normalise import canonical, words
 
@@ -51,18 +52,18 @@ def _kind(share: float, numbers: float, ngram_count: int) -> str:
     return "near" if near and numbers >= NUMBERS_SHARE else "other"
 
 
-def compare(training: list[str], problems: dict[str, str], progress: Iterable[str] | None = None) -> list[list[Match]]:
+def compare(training: list[str], problems: dict[str, str]) -> list[list[Match]]:
     """Return, for each benchmark problem, its matches in the training set, the best first; none where nothing matches.
 
     Args:
         training: the training problems.
         problems: problem id to benchmark problem.
-        progress: `training` again, wrapped in a progress bar.
     """
     tokens = {key: words(text) for key, text in problems.items()}
     holders: dict[tuple, list[int]] = {gram: [] for listed in tokens.values() for gram in ngrams(listed)}
     twins: dict[str, list[int]] = {canonical(text): [] for text in problems.values()}
-    for index, text in enumerate(training if progress is None else progress):
+    bar = tqdm(training, unit=" problems", desc="comparing", delay=2, leave=False, disable=None)
+    for index, text in enumerate(bar):
         for gram in set(ngrams(words(text))) & holders.keys():
             holders[gram].append(index)
         if (name := canonical(text)) in twins:
@@ -86,7 +87,7 @@ def compare(training: list[str], problems: dict[str, str], progress: Iterable[st
 
 
 def report(training: list[str], matches: list[list[Match]]) -> dict:
-    """Return one benchmark's part of the manifest: counts, ids, and a line for each copy with its best match."""
+    """Return one benchmark's part of the manifest: counts, ids, shares of all, and each copy with its best match."""
     best = [found[0] for found in matches if found and found[0].kind != "other"]
     kinds = Counter(match.kind for match in best)
     return {
@@ -94,5 +95,6 @@ def report(training: list[str], matches: list[list[Match]]) -> dict:
         "exact": kinds["exact"],
         "near": kinds["near"],
         "problem_ids": [match.problem_id for match in best],
+        "shares": {found[0].problem_id: [found[0].found, max(m.share for m in found)] for found in matches if found},
         "matches": [asdict(match) | {"training_problem": training[match.training_index][:200]} for match in best],
     }

@@ -27,7 +27,7 @@ from data_prep.distinct import distinct_rows
 from data_prep.files import sha256
 from data_prep.normalise import canonical
 from data_prep.parquet import read_manifest, row, write_rows
-from data_prep.prompt import strip_dapo_template, training_prompt
+from data_prep.prompt import BOXED_SENTENCE, strip_dapo_template, training_prompt
 from data_prep.source import locate
 from reward.justrl import BOX, compute_score
 
@@ -65,15 +65,23 @@ class Dropped:
         }
 
 
-def without_template(table: pa.Table) -> tuple[list[Pair], int]:
-    """Return each distinct problem and answer once, and the number of rows whose template was not there whole."""
+def without_template(table: pa.Table) -> tuple[list[Pair], dict[str, int]]:
+    """Return each distinct problem and answer once, and how many rows had another template than DAPO's.
+
+    Raises:
+        ValueError: the source is a prepared file.
+    """
     rows: Counter = Counter()
-    bare = 0
+    other = Counter(rows_without_template=0, rows_with_another_instruction=0)
     for prompt, answer, count in zip(*(column.to_pylist() for column in table.columns), strict=True):
         problem, whole = strip_dapo_template(prompt or "")
-        bare += 0 if whole else count
+        if problem.endswith(BOXED_SENTENCE):
+            raise ValueError("the source is prepared already: its problems end with the boxed sentence")
+        other["rows_without_template"] += 0 if whole else count
+        # Some Chinese problems carry a second instruction of their own, "Answer: \boxed{...}".
+        other["rows_with_another_instruction"] += count if "Answer:" in problem else 0
         rows[problem, answer] += count
-    return [Pair(problem, answer, count) for (problem, answer), count in rows.items()], bare
+    return [Pair(problem, answer, count) for (problem, answer), count in rows.items()], dict(other)
 
 
 def ground_truth_fault(answer: str | None) -> str | None:
@@ -84,7 +92,10 @@ def ground_truth_fault(answer: str | None) -> str | None:
         return "ground truth has white space around it"
     if BOX in answer or "$" in answer:
         return "ground truth has a box or a dollar sign"
-    scores = compute_score(DATA_SOURCE, rf"so the answer is $\boxed{{{answer}}}$.", answer)["acc"] == 1.0
+    try:
+        scores = compute_score(DATA_SOURCE, rf"so the answer is $\boxed{{{answer}}}$.", answer)["acc"] == 1.0
+    except ValueError:
+        scores = False
     return None if scores else "ground truth cannot score"
 
 
@@ -130,7 +141,8 @@ def select(pairs: list[Pair], conflicts: str = "drop") -> tuple[list[tuple[str, 
                 example = {"kept": copies[0].problem, "dropped": copies[-1].problem}
                 dropped.add("copy after normalisation", len(copies) - 1, example if len(copies) > 1 else None)
             else:
-                dropped.add("conflicting answers", len(copies), {"problem": problem, "answers": list(answers)})
+                example = {"problem": problem, "answers": list(answers)}
+                dropped.add("conflicting answers", len(copies), example if answer == next(iter(answers)) else None)
     return kept, dropped, listed
 
 
@@ -148,8 +160,7 @@ def decontaminate(kept: list[tuple[str, str]], folder: Path, how: str, dropped: 
     benchmarks = read_problems(folder)
     problems = {key: text for task in benchmarks.values() for key, text in task.items()}
     training = [problem for problem, _ in kept]
-    bar = tqdm(training, unit=" problems", desc="comparing", delay=2, leave=False, disable=None)
-    matches = dict(zip(problems, contamination.compare(training, problems, bar), strict=True))
+    matches = dict(zip(problems, contamination.compare(training, problems), strict=True))
     report = {
         task: contamination.report(training, [matches[key] for key in listed]) for task, listed in benchmarks.items()
     }
@@ -161,47 +172,59 @@ def decontaminate(kept: list[tuple[str, str]], folder: Path, how: str, dropped: 
     return [pair for index, pair in enumerate(kept) if index not in copies], report
 
 
-def over_long(kept: list[tuple[str, str]], tokenizer: str) -> dict:
-    """Count the prompts that the trainer would drop as too long: tokens with the chat template around them.
+def load_tokenizer(name: str):
+    """Load a model's tokenizer.
 
     Raises:
-        ValueError: there is no such tokenizer.
+        ValueError: there is none.
     """
     from transformers import AutoTokenizer
 
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise ValueError(f"tokenizer {name}: neither a folder nor a hub id")
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except OSError as error:
-        raise ValueError(f"tokenizer {tokenizer}: cannot be loaded; give a model's folder or hub id") from error
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer {name}: cannot be loaded; give a model's folder or hub id") from error
+
+
+def over_long(kept: list[tuple[str, str]], tokenizer) -> dict:
+    """Count the prompts that the trainer would drop as too long: tokens with the chat template around them."""
     long = []
     for problem, _ in tqdm(kept, unit=" prompts", desc="tokenizing", delay=2, leave=False, disable=None):
         turn = [{"role": "user", "content": training_prompt(problem)}]
-        tokens = len(loaded.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+        tokens = len(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
         if tokens > PROMPT_LIMIT:
             long.append({"problem": problem[:200], "tokens": tokens})
-    return {"tokenizer": Path(tokenizer).name, "limit": PROMPT_LIMIT, "count": len(long), "examples": long[:EXAMPLES]}
+    return {"limit": PROMPT_LIMIT, "count": len(long), "examples": long[:EXAMPLES]}
 
 
 def is_made(output: Path, settings: dict) -> bool:
     """Return whether `output` was made from the same source by the same settings."""
     manifest = read_manifest(output)
-    return manifest is not None and output.exists() and {**manifest, **settings} == manifest
+    if manifest is None or not output.is_file() or {**manifest, **settings} != manifest:
+        return False
+    return sha256(output) == manifest.get("sha256_out")
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Make the training set; one that is there and was made from the same source by the same settings is kept."""
     source = locate(args.source, args.revision or (REVISION if args.source == HUB_ID else None), args.files)
+    if args.output.resolve() in [path.resolve() for path in source.paths]:
+        raise ValueError(f"{args.output}: is the source too; choose another --output")
     benchmarks = args.benchmarks if args.decontaminate != "off" else None
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
     settings = {
         "schema": SCHEMA_VERSION,
         "source": source.name,
         "revision": source.revision,
-        "sha256_in": {path.name: sha256(path) for path in source.paths},
+        "sha256_in": source.digests(),
         "settings": {
             "conflicts": args.conflicts,
             "decontaminate": args.decontaminate if benchmarks else "off",
             "benchmarks": {p.stem: sha256(p) for p in sorted(benchmarks.glob("*.parquet"))} if benchmarks else {},
             "repeat": args.repeat,
+            "files": args.files,
             "tokenizer": args.tokenizer and Path(args.tokenizer).name,
         },
     }
@@ -209,16 +232,16 @@ def prepare(args: argparse.Namespace) -> None:
         print(f"{args.output}: kept, its source and settings have not changed")
         return
     table = distinct_rows(source.paths)
-    pairs, bare = without_template(table)
+    pairs, templates = without_template(table)
     kept, dropped, conflicts = select(pairs, args.conflicts)
     kept.sort(key=lambda pair: content_id(*pair))
-    found = {"rows_in": pc.sum(table["rows"]).as_py(), "rows_without_template": bare}
+    found = {"rows_in": pc.sum(table["rows"]).as_py()} | templates
     if benchmarks:
         kept, found["contamination"] = decontaminate(kept, benchmarks, args.decontaminate, dropped)
     if not kept:
         raise ValueError(f"{args.source}: no row is left; dropped: {dict(dropped.counts)}")
-    if args.tokenizer:
-        found["over_long"] = over_long(kept, args.tokenizer)
+    if tokenizer:
+        found["over_long"] = over_long(kept, tokenizer)
     found |= {"problems": len(kept), "dropped": dropped.as_manifest(), "conflicts": conflicts}
     rows = [row(DATA_SOURCE, problem, answer, content_id(problem, answer), "train") for problem, answer in kept]
     write_rows(args.output, rows, settings | found, repeat=args.repeat)
@@ -229,6 +252,7 @@ def summarise(output: Path, found: dict, repeat: int) -> None:
     """Print what was made and what was found."""
     print(f"{output}: {found['problems']:,} problems of {found['rows_in']:,} rows" + f", {repeat} times" * (repeat > 1))
     print(f"  without the whole template: {found['rows_without_template']:,}")
+    print(f"  with another instruction inside: {found['rows_with_another_instruction']:,}")
     for reason, what in found["dropped"].items():
         print(f"  dropped, {reason}: {what['count']:,}")
     print(f"  problems whose copies disagree: {len(found['conflicts'])}, see the manifest")

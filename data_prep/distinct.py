@@ -12,44 +12,47 @@ COLUMNS = ["prompt", "solution", "reward_model"]
 MERGE_ROWS = 500_000  # distinct rows held before they are counted again
 
 
+def as_text(column: pa.Array, name: str) -> pa.Array:
+    """Return a column of text as plain strings.
+
+    Raises:
+        ValueError: it is not text, or not UTF-8.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"{name} is {column.type}; it must be text")
+    column = column.cast(pa.string())
+    column.validate(full=True)
+    return column
+
+
 def raw_columns(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
     """Return the prompts and ground truths of a batch, in either of the two known layouts.
 
     Raises:
         ValueError: a column is missing or has another type; the message says which.
     """
-
-    def column(name: str, expected: bool, what: str) -> pa.Array:
-        if name not in batch.schema.names:
-            raise ValueError(f"lacks column {name}; it needs prompt and reward_model, or prompt and solution as text")
-        if not expected:
-            raise ValueError(f"column {name} is {batch.schema.field(name).type}; {what}")
-        return batch.column(name)
-
-    def is_text(kind: pa.DataType) -> bool:
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-    kinds = {field.name: field.type for field in batch.schema}
-    if "solution" in kinds and is_text(kinds.get("prompt")):
-        solution = column("solution", is_text(kinds["solution"]), "expected text")
-        return batch.column("prompt").cast(pa.string()), solution.cast(pa.string())
-    kind = kinds.get("prompt")
-    messages = column(
-        "prompt",
-        kind and pa.types.is_list(kind) and pa.types.is_struct(kind.value_type),
-        "expected a list of messages with role and content",
-    )
-    if pc.any(pc.not_equal(pc.fill_null(pc.list_value_length(messages), 0), 1)).as_py():
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    answers = "solution" if "solution" in columns else "reward_model"
+    missing = [name for name in ("prompt", answers) if name not in columns]
+    if missing:
+        raise ValueError(f"lacks column {missing[0]}; it needs prompt and reward_model, or prompt and solution as text")
+    prompts = columns["prompt"]
+    if answers == "solution":
+        return as_text(prompts, "column prompt"), as_text(columns[answers], "column solution")
+    kind = prompts.type
+    if not ((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type)):
+        raise ValueError(f"column prompt is {kind}; expected a list of messages with role and content")
+    if not pa.types.is_struct(columns[answers].type):
+        raise ValueError(f"column reward_model is {columns[answers].type}; expected a struct with ground_truth")
+    if pc.any(pc.not_equal(pc.fill_null(pc.list_value_length(prompts), 0), 1)).as_py():
         raise ValueError("column prompt has a row that is not exactly one message")
-    kind = kinds.get("reward_model")
-    truths = column("reward_model", kind and pa.types.is_struct(kind), "expected a struct with ground_truth")
-    try:
-        content, truth = pc.struct_field(pc.list_flatten(messages), "content"), pc.struct_field(truths, "ground_truth")
-    except (KeyError, pa.ArrowInvalid) as error:
-        raise ValueError("prompt lacks content or reward_model lacks ground_truth") from error
-    if not (is_text(content.type) and is_text(truth.type)):
-        raise ValueError(f"content is {content.type} and ground_truth is {truth.type}; both must be text")
-    return content.cast(pa.string()), truth.cast(pa.string())
+    if kind.value_type.get_field_index("content") < 0 or columns[answers].type.get_field_index("ground_truth") < 0:
+        raise ValueError("prompt lacks content or reward_model lacks ground_truth")
+    return (
+        as_text(pc.struct_field(pc.list_flatten(prompts), "content"), "content"),
+        as_text(pc.struct_field(columns[answers], "ground_truth"), "ground_truth"),
+    )
 
 
 def count_rows(table: pa.Table) -> pa.Table:

@@ -33,7 +33,7 @@ NUMBERS = {
     "scientific": re.compile(r"[+-]?\d+(?:\.\d+)?[eE][+-]?\d+"),
     "rational": re.compile(rf"-?\s*(?:\d+\s*)?{FRACTION}|-?\d+\s*/\s*\d+"),
 }
-THOUSANDS = re.compile(r"\d{1,3}(?:,(?:\\!)?\s?\d{3})+")
+THOUSANDS = re.compile(r"\d{1,3}(?:,(?:\\!\s?)?\d{3})+")
 BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
 WORDS = re.compile(r"\\(?:text|mbox|mathrm)\{([^{}]*)\}")
 UNITS = (
@@ -57,7 +57,7 @@ class Reading:
         parts: members of a set, tuple, matrix or union, each in LaTeX; empty for others.
         unit: what the gold was given in; "" if none.
         base: of a number in a base; 0 otherwise.
-        tolerance: largest absolute difference of a decimal or scientific gold, "0" for exact; "" for others.
+        tolerance: largest absolute difference of a number, or of each part, from the gold; "0" or "" for none.
         asked: how many of `parts` an answer must name; 0 for all.
     """
 
@@ -188,6 +188,9 @@ def read(gold: str, task: str = "") -> Reading:
         return Reading("set", ", ".join(values), parts=values, unit="degree")
     if found := _collection(text):
         return found
+    named = ASSIGNMENT.sub("", text, count=1)
+    if named != text and (number := _number(named, rounded)):
+        return number
     relation = re.search(r"=|\\[lg]e(?:q|qslant)?(?![a-zA-Z])|[<>]", text)
     return Reading("equation" if relation else "expression", text)
 
@@ -196,7 +199,6 @@ def read(gold: str, task: str = "") -> Reading:
 class Correction:
     """An entry of the overlay: the gold it was written for, what replaces it or its reading, and why."""
 
-    task: str
     problem_id: str
     released: str
     reason: str

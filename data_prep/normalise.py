@@ -1,8 +1,8 @@
 r"""What makes two problems the same: one canonical text for duplicates, one list of words for near copies.
 
 Canonical text: Unicode NFC with ligatures and full-width forms made plain; LaTeX spacing, math delimiters,
-`\left`, `\right`, `\displaystyle` and white space removed; `\dfrac` and `\tfrac` read as `\frac`. Nothing else is
-touched: letters keep their case, digits and operators stay, so problems that differ in content stay different.
+`\left`, `\right`, `\displaystyle` and white space removed; `\dfrac` and `\tfrac` read as `\frac`; `_{1}` and `^{1}`
+read as `_1` and `^1`. Nothing else is touched: letters keep their case, digits, operators and punctuation stay.
 """
 
 import re
@@ -11,6 +11,7 @@ import unicodedata
 COMPATIBILITY_FORMS = re.compile("[\ufb00-\ufb06\uff00-\uffef]")  # ligatures, full-width letters and signs
 SPACING = re.compile(r"\\[,!;: ]|~|\\q?quad(?![a-zA-Z])")
 LAYOUT = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])")
+ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}")
 FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 # A dollar sign behind a backslash is money, not a delimiter.
 MATH_DELIMITER = re.compile(r"(?<!\\)\${1,2}|\\[()\[\]]")
@@ -38,7 +39,7 @@ def canonical(problem: str) -> str:
     """Return the canonical text of a problem; two problems with the same one are twins."""
     text = SPACING.sub("", _plain_forms(problem))
     text = FRACTION.sub(r"\\frac", LAYOUT.sub("", text))
-    return "".join(MATH_DELIMITER.sub("", text).split())
+    return ONE_CHARACTER.sub(r"\1", "".join(MATH_DELIMITER.sub("", text).split()))
 
 
 def words(problem: str) -> list[str]:

@@ -5,12 +5,12 @@ import json
 import platform
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from data_prep.command import first_line
-from data_prep.files import sha256, written_whole
+from data_prep.files import sha256, write_text_whole, written_whole
 from data_prep.prompt import training_prompt
 
 EXTRA_INFO = pa.struct({"index": pa.string(), "split": pa.string(), "problem": pa.string()})
@@ -48,9 +48,10 @@ def manifest_path(path: Path) -> Path:
 def read_manifest(path: Path) -> dict | None:
     """Return the manifest of a prepared parquet file; None where there is none that can be read."""
     try:
-        return json.loads(manifest_path(path).read_text())
+        manifest = json.loads(manifest_path(path).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return manifest if isinstance(manifest, dict) else None
 
 
 def write_rows(path: Path, rows: list[dict], manifest: dict, repeat: int = 1, schema: pa.Schema = SCHEMA) -> None:
@@ -59,15 +60,14 @@ def write_rows(path: Path, rows: list[dict], manifest: dict, repeat: int = 1, sc
     Each repetition is a row group of its own, so only one copy is ever in memory.
     """
     table = pa.Table.from_pylist(rows, schema=schema)
-    with written_whole(path) as aside:
-        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-            for _ in range(repeat):
-                writer.write_table(table, row_group_size=max(1, len(rows)))
-        outcome = {"rows_out": len(rows) * repeat, "sha256_out": sha256(aside)}
-        versions = {"python": platform.python_version(), "pyarrow": importlib.metadata.version("pyarrow")}
-        text = json.dumps({**manifest, **outcome, "versions": versions}, indent=2, ensure_ascii=False)
-        with written_whole(manifest_path(path)) as manifest_aside:
-            manifest_aside.write_text(text + "\n")
+    with written_whole(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+        for _ in tqdm(range(repeat), unit=" blocks", desc="writing", delay=2, leave=False, disable=None):
+            writer.write_table(table, row_group_size=max(1, len(rows)))
+    # After the file: a kill in between leaves a manifest whose digest says that it is of another one.
+    outcome = {"rows_out": len(rows) * repeat, "sha256_out": sha256(path)}
+    versions = {"python": platform.python_version(), "pyarrow": importlib.metadata.version("pyarrow")}
+    text = json.dumps({**manifest, **outcome, "versions": versions}, indent=2, ensure_ascii=False)
+    write_text_whole(manifest_path(path), text + "\n")
 
 
 def open_rows(path: str | Path) -> pq.ParquetFile:
@@ -94,7 +94,7 @@ def open_rows(path: str | Path) -> pq.ParquetFile:
     return file
 
 
-def read_rows(path: str | Path) -> pd.DataFrame:
+def read_rows(path: str | Path) -> "pandas.DataFrame":  # noqa: F821 (imported by to_pandas, a second)
     """Read a prepared parquet file; raises what `open_rows` raises, and a ValueError for damage behind the footer."""
     try:
         return open_rows(path).read().to_pandas()

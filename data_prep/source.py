@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,10 +13,16 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from data_prep.command import first_line
+from data_prep.files import sha256
 
 BATCH_ROWS = 65536  # about 30 MB of problems
 # Read without pyarrow's data set scanner, see data_prep.parquet.open_rows.
 SUFFIXES = (".parquet", ".jsonl", ".json")
+# The two known layouts of the training set, for JSON lines.
+MESSAGE = pa.struct({"content": pa.string(), "role": pa.string()})
+TRUTH = pa.struct({"ground_truth": pa.string()})
+MESSAGE_ROWS = pa.schema({"prompt": pa.list_(MESSAGE), "reward_model": TRUTH})
+TEXT_ROWS = pa.schema({"prompt": pa.string(), "solution": pa.string()})
 
 
 class Source(NamedTuple):
@@ -24,6 +31,11 @@ class Source(NamedTuple):
     name: str
     revision: str | None
     paths: list[Path]
+
+    def digests(self) -> dict[str, str]:
+        """Return the files' digests, by their paths below the folder they share."""
+        folder = os.path.commonpath([path.parent for path in self.paths])
+        return {path.relative_to(folder).as_posix(): sha256(path) for path in self.paths}
 
 
 def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
@@ -39,8 +51,8 @@ def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
         folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=pattern))
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise ValueError(
-            f"{repo}: the hub gave no data ({type(error).__name__}); on a machine with access run "
-            f"'hf download {repo} --repo-type dataset' and give --source the folder or a file of it"
+            f"{repo}: the hub gave no data ({type(error).__name__}); on a machine with access run 'hf download {repo} "
+            f"--repo-type dataset --revision {revision or 'main'}' with the same HF_HOME, or use a local --source"
         ) from error
     return from_folder(folder, pattern)._replace(name=repo, revision=folder.name)
 
@@ -63,7 +75,7 @@ def locate(source: str, revision: str | None = None, pattern: str = "*.parquet")
         ValueError: there is none; one line that says why and what to do.
     """
     path = Path(source)
-    if path.is_dir():
+    if source and path.is_dir():
         return from_folder(path, pattern)
     if path.suffix in SUFFIXES:
         if not path.is_file():
@@ -99,11 +111,18 @@ def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         if path.suffix == ".parquet":
             file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
             yield from file.iter_batches(BATCH_ROWS, columns=[c for c in columns if c in file.schema_arrow.names])
-        elif path.stat().st_size == 0:
-            raise ValueError("the file is empty")
         else:
+            with path.open(encoding="utf-8-sig") as lines:
+                first = json.loads(lines.readline() or "null")
+            prompt = first.get("prompt") if isinstance(first, dict) else None
+            # Only what is needed, with its type: pyarrow would guess that an answer is a date.
+            parsing = pyarrow.json.ParseOptions(
+                explicit_schema=TEXT_ROWS if isinstance(prompt, str) else MESSAGE_ROWS,
+                unexpected_field_behavior="ignore",
+            )
             # A block must hold a whole line.
-            yield from pyarrow.json.open_json(path, read_options=pyarrow.json.ReadOptions(block_size=2**24))
+            reading = pyarrow.json.ReadOptions(block_size=2**24)
+            yield from pyarrow.json.open_json(path, read_options=reading, parse_options=parsing)
 
 
 def records(path: Path) -> list[dict]:
@@ -111,4 +130,4 @@ def records(path: Path) -> list[dict]:
     with readable(path):
         if path.suffix == ".parquet":
             return pq.ParquetFile(path).read().to_pylist()
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]

@@ -1,89 +1,74 @@
 """Check prepared files against their manifests and the rules they promise: python -m data_prep.verify FILE.parquet ...
 
-Exit status 0 when all holds, 1 with a line for each fault, 2 when a file cannot be read. Memory grows with the distinct
-rows, not with their repetitions.
+Exit status 0 when all holds, 1 with a line for each fault, 2 when a file cannot be read. One block of a repeated file
+is in memory at a time.
 
 example: python -m data_prep.verify data/dapo/train.parquet data/bench/*.parquet
 """
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_prep.benchmarks import BENCHMARK_SCHEMA
+from data_prep.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, benchmark_row
 from data_prep.command import run
 from data_prep.dapo import content_id, ground_truth_fault
 from data_prep.files import sha256
-from data_prep.golds import TYPES, plain
+from data_prep.golds import corrections
 from data_prep.normalise import canonical
 from data_prep.parquet import SCHEMA, open_rows, read_manifest
-from data_prep.prompt import DAPO_PREFIX, DAPO_SUFFIX, training_prompt
+from data_prep.prompt import BOXED_SENTENCE, DAPO_PREFIX, DAPO_SUFFIX, training_prompt
 
 SHOWN = 5  # rows named for each kind of fault
 
 
-def distinct_rows(file: pq.ParquetFile) -> tuple[list[dict], Counter]:
-    """Return the distinct rows of a prepared file and how often the index of each occurs."""
-    counts: Counter = Counter()
-    seen: dict[tuple, dict] = {}
-    bar = tqdm(total=file.metadata.num_rows, unit=" rows", desc="checking", delay=2, leave=False, disable=None)
-    with bar:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            counts.update(pc.struct_field(table["extra_info"].combine_chunks(), "index").to_pylist())
-            new = _new_rows(table, seen)
-            seen.update({_key(made): made for made in new})
-            bar.update(table.num_rows)
-    return list(seen.values()), counts
+def has_nulls(file: pq.ParquetFile) -> bool:
+    """Return whether any value at any depth is missing, by the footer's statistics."""
+    groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+    columns = (group.column(j) for group in groups for j in range(group.num_columns))
+    return any(c.statistics is None or c.statistics.null_count for c in columns if "parts" not in c.path_in_schema)
 
 
-def _key(made: dict) -> tuple:
-    return made["extra_info"]["index"], made["prompt"][0]["content"], made["reward_model"]["ground_truth"]
-
-
-def _new_rows(table: pa.Table, seen: dict) -> list[dict]:
-    contents = pc.struct_field(pc.list_flatten(table["prompt"].combine_chunks()), "content")
-    indexes = pc.struct_field(table["extra_info"].combine_chunks(), "index")
-    truths = pc.struct_field(table["reward_model"].combine_chunks(), "ground_truth")
-    if len(contents) != table.num_rows:
-        raise ValueError("a prompt is not exactly one message")
-    keys = zip(indexes.to_pylist(), contents.to_pylist(), truths.to_pylist(), strict=True)
-    return table.take(pa.array([i for i, key in enumerate(keys) if key not in seen], pa.int64())).to_pylist()
-
-
-def row_faults(made: dict) -> Iterator[str]:
-    """Yield what is wrong with one row, by the rules of data_prep.prompt, dapo and golds."""
-    extra, truth = made["extra_info"], made["reward_model"]["ground_truth"]
-    turn = made["prompt"][0]
-    if turn["role"] != "user" or turn["content"] != training_prompt(extra["problem"]):
+def prompt_faults(made: dict) -> Iterator[str]:
+    """Yield what is wrong with a row's prompt."""
+    problem = made["extra_info"]["problem"]
+    if made["prompt"] != [{"content": training_prompt(problem), "role": "user"}]:
         yield "prompt is not the problem, a blank line and the boxed sentence in a user turn"
-    if extra["problem"].startswith(DAPO_PREFIX) or extra["problem"].endswith(DAPO_SUFFIX):
-        yield "problem still has DAPO's template"
-    if extra["split"] == "train":
-        if fault := ground_truth_fault(truth):
-            yield fault
-    elif not truth or truth != plain(truth):
-        yield "ground truth is empty or has a box, a delimiter or white space around it"
-    if "answer" in extra and extra["answer"]["type"] not in TYPES:
-        yield f"answer type {extra['answer']['type']} is unknown"
+    if problem.startswith(DAPO_PREFIX) or problem.endswith((DAPO_SUFFIX, BOXED_SENTENCE)):
+        yield "problem still has an instruction around it"
 
 
-def duplicates(rows: list[dict], manifest: dict) -> Iterator[str]:
-    """Yield the ids of training rows that say the same, or that were not made from their content."""
-    keep = manifest.get("settings", {}).get("conflicts") == "keep"
-    texts = Counter()
+def training_faults(rows: list[dict], keep_conflicts: bool) -> Iterator[tuple[str, str]]:
+    """Yield a fault and the row's index for every rule of the training set that a row breaks."""
+    seen = set()
     for made in rows:
-        problem, truth = made["extra_info"]["problem"], made["reward_model"]["ground_truth"]
-        text = canonical(problem) + ("\n" + truth if keep else "")
-        texts[text] += 1
-        if texts[text] > 1 or made["extra_info"]["index"] != content_id(problem, truth):
-            yield made["extra_info"]["index"]
+        index, problem = made["extra_info"]["index"], made["extra_info"]["problem"]
+        truth = made["reward_model"]["ground_truth"]
+        text = canonical(problem) + ("\n" + truth if keep_conflicts else "")
+        if text in seen:
+            yield "problem occurs twice", index
+        seen.add(text)
+        if index != content_id(problem, truth):
+            yield "id is not that of the row's content", index
+        if fault := ground_truth_fault(truth):
+            yield fault, index
+
+
+def benchmark_faults(rows: list[dict], task: str) -> Iterator[tuple[str, str]]:
+    """Yield a fault and the row's index for every row that is not what the released gold and the overlay give."""
+    if task not in BENCHMARKS or len(rows) != BENCHMARKS[task].problems:
+        yield f"{task} is not a benchmark of {len(rows)} problems", "all"
+        return
+    overlay = corrections()
+    for number, made in enumerate(rows):
+        extra = made["extra_info"]
+        expected = benchmark_row(task, number, extra["problem"], extra["released"], overlay.get(f"{task}-{number}"))
+        if made != expected:
+            yield "row is not what its released gold and the overlay give", extra["index"]
 
 
 def verify(path: Path) -> list[str]:
@@ -100,24 +85,23 @@ def verify(path: Path) -> list[str]:
         faults.append("content is not what the manifest was written for (sha256)")
     if file.metadata.num_rows != manifest.get("rows_out"):
         faults.append(f"{file.metadata.num_rows} rows, and the manifest says {manifest.get('rows_out')}")
-    if not any(file.schema_arrow.equals(schema) for schema in (SCHEMA, BENCHMARK_SCHEMA)):
-        return [*faults, "columns are not those of a prepared file"]
-    rows, counts = distinct_rows(file)
-    repeat = manifest.get("settings", {}).get("repeat", 1)
-    wrong: dict[str, list[str]] = {}
+    if file.schema_arrow not in (SCHEMA, BENCHMARK_SCHEMA) or has_nulls(file):
+        return [*faults, "columns are not those of a prepared file, or a value is missing"]
+    block = file.read_row_group(0)
+    groups = tqdm(range(1, file.num_row_groups), unit=" blocks", delay=2, leave=False, disable=None)
+    if not all(file.read_row_group(group).equals(block) for group in groups):
+        faults.append("blocks differ")
+    rows = block.to_pylist()
+    wrong = defaultdict(list)
     for made in rows:
-        for fault in row_faults(made):
-            wrong.setdefault(fault, []).append(made["extra_info"]["index"])
-    for index in [index for index, count in counts.items() if count != repeat]:
-        wrong.setdefault(f"row does not occur {repeat} times", []).append(index)
-    if "dropped" in manifest:
-        for index in duplicates(rows, manifest):
-            wrong.setdefault("row repeats a problem, or its id is not of its content", []).append(index)
-        accounted = manifest["problems"] + sum(what["count"] for what in manifest["dropped"].values())
-        if accounted != manifest["rows_in"]:
-            faults.append(f"manifest accounts for {accounted} of {manifest['rows_in']} rows")
-    listed = (f"{fault}: {len(where)} rows, {', '.join(where[:SHOWN])}" for fault, where in wrong.items())
-    return [*faults, *listed]
+        for fault in prompt_faults(made):
+            wrong[fault].append(made["extra_info"]["index"])
+    keep_conflicts = manifest.get("settings", {}).get("conflicts") == "keep"
+    benchmark = file.schema_arrow == BENCHMARK_SCHEMA
+    more = benchmark_faults(rows, rows[0]["data_source"]) if benchmark else training_faults(rows, keep_conflicts)
+    for fault, index in more:
+        wrong[fault].append(index)
+    return [*faults, *(f"{fault}: {len(where)} rows, {', '.join(where[:SHOWN])}" for fault, where in wrong.items())]
 
 
 def main() -> int:

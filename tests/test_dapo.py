@@ -1,6 +1,7 @@
 """The training set: what is dropped and why, the same bytes for the same problems, and wrong input."""
 
 import argparse
+import contextlib
 import json
 import random
 import resource
@@ -158,6 +159,44 @@ def test_a_second_run_keeps_the_file_until_a_setting_changes(tmp_path, capsys):
     assert "kept" not in capsys.readouterr().out
 
 
+def test_a_damaged_output_is_made_again(tmp_path, capsys):
+    source, output = write_raw(tmp_path / "raw.parquet", PAIRS), tmp_path / "train.parquet"
+    prepare(source, output)
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-10])
+    prepare(source, output)
+    assert "kept" not in capsys.readouterr().out
+    assert output.read_bytes() == whole
+
+
+def test_a_prepared_file_is_no_source_and_no_source_is_overwritten(tmp_path):
+    source, output = write_raw(tmp_path / "raw.parquet", PAIRS), tmp_path / "train.parquet"
+    prepare(source, output)
+    with pytest.raises(ValueError, match="prepared already"):
+        prepare(output, tmp_path / "again.parquet")
+    with pytest.raises(ValueError, match="is the source too"):
+        prepare(source, source)
+
+
+def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    for part, pairs in (("cn", PAIRS[:2]), ("en", PAIRS[2:4])):
+        (tmp_path / "parts" / part).mkdir(parents=True)
+        write_raw(tmp_path / "parts" / part / "train.parquet", pairs)
+    manifest = prepare(tmp_path / "parts", tmp_path / "train.parquet")
+    assert sorted(manifest["sha256_in"]) == ["cn/train.parquet", "en/train.parquet"]
+    assert prepare(tmp_path / "parts", tmp_path / "train.parquet", files="en/*.parquet")["problems"] == 1
+
+
+def test_json_lines_are_read_for_what_is_needed_only(tmp_path):
+    rows = raw_rows([("When?", "2024-01-02"), ("Why\u2028not?", "1")])
+    rows[0]["extra_info"]["index"] = 7
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "raw.jsonl").write_text(text, encoding="utf-8-sig")
+    prepare(tmp_path / "raw.jsonl", tmp_path / "train.parquet")
+    truths = [truth["ground_truth"] for truth in read_rows(tmp_path / "train.parquet")["reward_model"]]
+    assert sorted(truths) == ["1", "2024-01-02"]
+
+
 def test_copies_of_benchmark_problems_are_reported_or_dropped(tmp_path, shared_data):
     tasks = ["AIME24", "AMC23"]
     benchmarks.prepare(str(shared_data / "bench"), tmp_path / "bench", tasks)
@@ -194,8 +233,11 @@ def test_verify_names_what_is_wrong(tmp_path):
     rows[1]["prompt"][0]["content"] = "another prompt"
     pq.write_table(pa.Table.from_pylist([*rows, rows[1]], schema=open_rows(output).schema_arrow), output)
     faults = "\n".join(verify(output))
-    for words in ("sha256", "3 rows, and the manifest says 2", "white space", "prompt is not", "not occur 1 times"):
+    for words in ("sha256", "3 rows, and the manifest says 2", "white space", "prompt is not", "occurs twice", "id is"):
         assert words in faults
+    rows[0]["extra_info"]["problem"] = None
+    pq.write_table(pa.Table.from_pylist(rows, schema=open_rows(output).schema_arrow), output)
+    assert "a value is missing" in "\n".join(verify(output))
     manifest_path(output).unlink()
     with pytest.raises(ValueError, match="no manifest"):
         verify(output)
@@ -248,18 +290,24 @@ def unusable(path):
     write_raw(path, [("q", " 1")])
 
 
+def not_utf8(path):
+    content = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"q\xff?")])
+    pq.write_table(pa.table({"prompt": content, "solution": pa.array(["1"])}), path)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (wrong_columns, "lacks column prompt"),
         (text_prompt, "column prompt is string; expected a list of messages"),
-        (integer_truth, "ground_truth is int64; both must be text"),
+        (integer_truth, "ground_truth is int64; it must be text"),
         (two_messages, "not exactly one message"),
         (no_rows, "has no rows"),
         (truncated, "is it whole"),
         (damaged, "is it whole"),
         (empty_file, "is it whole"),
         (unusable, "no row is left"),
+        (not_utf8, "UTF8"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_the_output_as_it_was(tmp_path, make, message):
@@ -304,10 +352,10 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
 
 
 def test_an_interrupt_is_one_line(tmp_path):
-    source = write_raw(tmp_path / "raw.parquet", [(f"{i} {'word ' * 40} {i}?", "1") for i in range(60_000)])
+    source = write_raw(tmp_path / "raw.parquet", [(f"{i} {'word ' * 40} {i}?", "1") for i in range(200_000)])
     arguments = [sys.executable, "-m", "data_prep.dapo", "--source", source, "--output", tmp_path / "out.parquet"]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and "raw.parquet" not in " ".join(open_files(process.pid)):
+    while process.poll() is None and "raw.parquet" not in open_files(process.pid):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
@@ -316,14 +364,13 @@ def test_an_interrupt_is_one_line(tmp_path):
     assert not (tmp_path / "out.parquet").exists()
 
 
-def open_files(pid: int) -> list[str]:
-    """Names of the files a process has open."""
-    names = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            names.append(str(link.readlink()))
-        except OSError:
-            continue
+def open_files(pid: int) -> set[str]:
+    """Return the names of the files a process has open; none where it has ended."""
+    names = set()
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                names.add(link.readlink().name)
     return names
 
 
@@ -332,9 +379,9 @@ def test_the_real_training_set(shared_data, tmp_path):
     pairs = [(row["prompt"][0]["content"], row["reward_model"]["ground_truth"]) for row in block]
     manifest = prepare(write_raw(tmp_path / "raw.parquet", pairs), tmp_path / "train.parquet")
     counts = {reason: what["count"] for reason, what in manifest["dropped"].items()}
-    assert counts == {"exact copy": 616, "copy after normalisation": 717, "conflicting answers": 43}
-    assert (manifest["rows_in"], manifest["problems"], len(manifest["conflicts"])) == (17917, 16541, 21)
-    assert manifest["rows_without_template"] == 0
+    assert counts == {"exact copy": 616, "copy after normalisation": 726, "conflicting answers": 43}
+    assert (manifest["rows_in"], manifest["problems"], len(manifest["conflicts"])) == (17917, 16532, 21)
+    assert (manifest["rows_without_template"], manifest["rows_with_another_instruction"]) == (0, 20)
     random.Random(0).shuffle(pairs)
     prepare(write_raw(tmp_path / "raw2.parquet", pairs * 3), tmp_path / "again.parquet")
     assert (tmp_path / "train.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
