@@ -44,6 +44,16 @@ def _usable(ground_truth: str, window: int) -> bool:
     return ground_truth != "" and last_boxed(f"{BOX}{ground_truth}}}"[-window:]) == ground_truth
 
 
+def check_ground_truth(data_source: str, ground_truth, extra_info: dict | None, window: int) -> None:
+    """Raise a ValueError that names the row if no response could ever match the ground truth."""
+    if not isinstance(ground_truth, str) or not _usable(ground_truth, window):
+        row = (extra_info or {}).get("index", "?")
+        raise ValueError(
+            f"row {row} of {data_source}: no response can match the ground truth {ground_truth!r:.200}; it must be a "
+            f"non-empty string without a box, with balanced braces, that fits {window} characters with its box"
+        )
+
+
 def _loose(answer: str) -> str:
     """Return an answer without what a careful reader would not hold against it."""
     bare = ENDING.sub("", IGNORED.sub("", answer).replace("dfrac", "frac").replace("tfrac", "frac"))
@@ -85,12 +95,7 @@ def compute_score(
         ValueError: no response could ever match the ground truth: it is not a string, is empty, has a box or
             unbalanced braces, or does not fit the window. A reward of -1 for the whole run would hide that.
     """
-    if not isinstance(ground_truth, str) or not _usable(ground_truth, window):
-        row = (extra_info or {}).get("index", "?")
-        raise ValueError(
-            f"row {row} of {data_source}: no response can match the ground truth {ground_truth!r:.200}; it must be a "
-            f"non-empty string without a box, with balanced braces, that fits {window} characters with its box"
-        )
+    check_ground_truth(data_source, ground_truth, extra_info, window)
     pred = last_boxed(solution_str[-window:])
     correct = pred == ground_truth
     result = {"score": 1.0 if correct else wrong, "acc": float(correct), "pred": pred or ""}

@@ -61,8 +61,8 @@ OUTCOMES = ("match", "equivalent", "wrong", "no_box", "unparsable", "refused", "
 RIGHT = ("match", "equivalent")
 
 SPACING = re.compile(r"(?<!\\)\\[,!;: ]|\\q?quad(?![a-zA-Z])|~|\\?\$")
-LAYOUT = re.compile(r"\\(?:left|right|displaystyle|mathrm|mathbf|bf|rm|big|Big|bigg|Bigg)(?![a-zA-Z])")
-TEXT = re.compile(r"\\(?:text|mbox|textbf|operatorname)\{([^{}]*)\}(?:\^\{?[23]\}?)?")
+LAYOUT = re.compile(r"\\(?:left|right|displaystyle|mathbf|boldsymbol|bf|rm|big|Big|bigg|Bigg)(?![a-zA-Z])")
+TEXT = re.compile(r"\\(text|mbox|textbf|operatorname|mathrm)\{([^{}]*)\}(?:\^\{?[23]\}?)?")
 UNITS = re.compile(
     r"(?:degrees?|radians?|cents?|dollars?|units?|square|cubic|inch(?:es)?|feet|miles?|hours?|minutes?|seconds?|days?|"
     r"years?|cm|mm|km|kg|g|m|s|ft|in|mph|nm|eV|J|Hz|K)\.?"
@@ -73,36 +73,72 @@ GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}")
 NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
 FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|([+-]?\d+)/(\d+)")
-NAME = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?")
+# What may stand before an equals sign: not e, i or pi, which are numbers, nor a command such as \not.
+NAME = re.compile(
+    r"(?:[a-df-hj-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|rho|sigma|tau|omega))(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?"
+)
 BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
 # A factorial of a factorial, or of a bracket without a letter: nothing bounds its size.
 NUMERIC_FACTORIAL = re.compile(r"!!|[({](?:[^a-zA-Z()\\]|\\[a-z]+)*[)}]!")
+# A negation, or a prime or quotation mark, makes another answer of the same digits.
+NEGATION = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|['\"]|\\prime")
 HEDGE = re.compile(r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|lor|vee|sim)(?![a-zA-Z])")
 EXPONENT = re.compile(r"\^\{?\s*([+-]?\d+)|(\d+)\s*!")
-MATRIX = re.compile(r"\\begin\{([pbv]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}")
+MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}")
 OPENING, CLOSING = "([{", ")]}"
 
 
 # ---------------------------------------------------------------- reading an answer
 
 
+GAP = "\u00a6"  # stands where something was removed, so that 3 4 is not 34
+
+
 def tidy(answer: str) -> str:
-    """Return an answer without what does not change its meaning: spacing, layout, units and a full stop."""
+    """Return an answer without what does not change its meaning: spacing, layout, units and a full stop.
+
+    A gap between digits that is no thousands separator or mixed number stays in the text, which then is no number.
+    """
     text = answer.strip().translate(SIGNS).replace("dfrac", "frac").replace("tfrac", "frac")
     text = ROOT.sub(lambda m: rf"\sqrt{{{m[1].strip('{}')}}}", text)
-    text = SPACING.sub("", LAYOUT.sub("", text))
-    text = TEXT.sub(_without_unit, text)
-    text = "".join(re.sub(r"\^\{?\\circ\}?|°|(?<=[^.])\.$", "", text).split())
+    text = TEXT.sub(_without_unit, SPACING.sub(GAP, LAYOUT.sub(GAP, text)))
+    text = GAP.join(re.sub(r"\^\{?\\circ\}?|°", GAP, text).split()).strip(GAP)
+    text = re.sub(rf"(?<=[^.])\.{GAP}*$", "", text)
+    text = re.sub(rf"(?<!\d)(\d{{1,3}})((?:,?{GAP}+\d{{3}})+)(?!\d)", lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
+    text = re.sub(rf"(?<=\d){GAP}+(\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
+    text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
     text = ONE_CHARACTER.sub(r"\1", re.sub(r"^[a-z]\\in(?![a-z])", "", text))
+    while (
+        (text[:1], text[-1:]) in (("{", "}"), ("(", ")")) and len(split_top(text[1:-1], ",")) == 1 and _one_pair(text)
+    ):
+        text = text[1:-1]
     return text.replace(",", "") if GROUPED.fullmatch(text) else text
 
 
+def _one_pair(text: str) -> bool:
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char in OPENING) - (char in CLOSING)
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
 def _without_unit(match: re.Match) -> str:
-    words = match[1].split()
+    words = match[2].replace(GAP, " ").split()
     if all(UNITS.fullmatch(word) for word in words):
-        return ""
-    number_alone = len(words) == 1 and words[0].strip("-").isdigit()
-    return words[0] if number_alone else rf"\text{{{match[1].strip()}}}"
+        return GAP
+    if match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
+        return GAP + "".join(words) + GAP
+    return rf"\text{{{' '.join(words)}}}"
+
+
+def units(answer: str) -> set[str]:
+    """Return the units that an answer names, in the singular."""
+    words = {word.rstrip(".") for match in TEXT.finditer(answer) for word in match[2].split() if UNITS.fullmatch(word)}
+    signs = {"degree": r"\^\{?\\circ|°", "dollar": r"\\\$", "percent": "%"}
+    named = {name for name, sign in signs.items() if re.search(sign, answer)}
+    return named | {word.removesuffix("s") if len(word) > 2 else word for word in words}
 
 
 def split_top(text: str, separator: str) -> list[str]:
@@ -120,7 +156,7 @@ def members(text: str) -> tuple[str, list[str]]:
     """Return the shape of an answer and its members: "()", "[)" and so on, "{}" for a bare list too, "" for a value."""
     if match := MATRIX.fullmatch(text):
         rows = [row for row in match[2].split(r"\\") if row]
-        return f"{len(rows)} rows", [cell for row in rows for cell in row.split("&")]
+        return f"rows {[row.count('&') for row in rows]}", [cell for row in rows for cell in row.split("&")]
     union = split_top(text, r"\cup")
     if len(union) > 1:
         return "union", union
@@ -200,7 +236,11 @@ def same(answer: str, truth: str, tolerance: Fraction = Fraction(0), ordered: bo
             return "wrong"
         if len(given) != (asked or len(wanted)) or len(given) > MAX_MEMBERS:
             return "wrong"
-        return _same_members(given, wanted, tolerance, ordered or shape not in ("{}", "union"))
+        keep_order = ordered or shape not in ("{}", "union")
+        names = {split_top(member, "=")[0] for member in given if "=" in member}
+        if "=" not in truth and len(names) > (0 if keep_order else 1):
+            return "wrong"  # (y=1,x=2) is not (1,2)
+        return _same_members(given, wanted, tolerance, keep_order)
     return _same_value(answer, truth, tolerance)
 
 
@@ -213,6 +253,8 @@ def _same_members(given: list[str], wanted: list[str], tolerance: Fraction, keep
             if outcomes[-1] in RIGHT:
                 left.remove(candidate)
                 break
+            if outcomes[-1] in ("timed_out", "crashed"):
+                return outcomes[-1]  # one deadline a response, not one for each pair of members
         else:
             return next((outcome for outcome in outcomes if outcome != "wrong"), "wrong")
     return "equivalent"
@@ -223,6 +265,10 @@ def _letters(text: str) -> set[str]:
 
 
 def _same_value(answer: str, truth: str, tolerance: Fraction) -> str:
+    texts = [TEXT.fullmatch(text) for text in (answer, truth)]
+    if any(texts) or r"\text" in answer + truth:
+        words = [match[2] if match else text for match, text in zip(texts, (answer, truth), strict=True)]
+        return "equivalent" if words[0].strip("()").lower() == words[1].strip("()").lower() else "wrong"
     sides, truth_sides = split_top(answer, "="), split_top(truth, "=")
     if len(sides) > 2 or (len(sides) == 2 and not NAME.fullmatch(sides[0]) and len(truth_sides) == 1):
         return "wrong"  # a chain offers several answers
@@ -241,12 +287,8 @@ def _same_value(answer: str, truth: str, tolerance: Fraction) -> str:
     ours, theirs = number(answer), number(truth)
     if ours is not None and theirs is not None:
         return "equivalent" if abs(ours - theirs) <= tolerance else "wrong"
-    if ours is not None and "." in answer:
+    if re.search(r"\.\d", answer) and not re.search(r"\.\d", truth):
         return "wrong"  # a decimal for an exact formula; math-verify would compare six places
-    texts = [TEXT.fullmatch(text) for text in (answer, truth)]
-    if any(texts) or r"\text" in answer + truth:
-        words = [match[1] if match else text for match, text in zip(texts, (answer, truth), strict=True)]
-        return "equivalent" if words[0].strip("()").lower() == words[1].strip("()").lower() else "wrong"
     if _letters(answer) != _letters(truth) and _letters(answer.lower()) == _letters(truth.lower()):
         return "wrong"  # R is not r; math-verify takes them for the same
     return POOL.ask(answer, truth)
@@ -261,29 +303,30 @@ class Worker:
     def __init__(self):
         command = [sys.executable, "-I", str(Path(__file__).resolve()), "--worker"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, **pipes, cwd="/", start_new_session=True)
+        self.process = subprocess.Popen(command, **pipes, bufsize=0, cwd="/", start_new_session=True)
         if self._line(START_SECONDS) != "ready":
             self.end()
-            raise RuntimeError("the worker did not start; is math-verify installed?")
+            raise OSError("the worker did not start; is math-verify installed?")
 
     def _line(self, seconds: float) -> str | None:
         """Return the worker's next line; None if it takes longer, "" if the worker is dead."""
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
+        ready = select.poll()  # not select: a Ray actor may have more than 1,024 files open
+        ready.register(self.process.stdout, select.POLLIN)
+        if not ready.poll(1000 * seconds):
             return None
         return self.process.stdout.readline().decode().strip()
 
     def ask(self, answer: str, truth: str) -> str:
         try:
             self.process.stdin.write(json.dumps([answer, truth]).encode() + b"\n")
-            self.process.stdin.flush()
         except OSError:
             return "crashed"
         outcome = self._line(DEADLINE_SECONDS)
         return "timed_out" if outcome is None else outcome if outcome in OUTCOMES else "crashed"
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        with self.process:  # closes its pipes and waits for it
+            self.process.kill()
 
 
 class Pool:
@@ -293,13 +336,20 @@ class Pool:
         self.free = threading.BoundedSemaphore(WORKERS)
         self.idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         self.owner = os.getpid()
+        self.started = False
 
     def ask(self, answer: str, truth: str) -> str:
         """Compare two formulas in a worker; the clock starts when the worker has the question."""
         if os.getpid() != self.owner:
             self.__init__()  # a fork shares its parent's pipes and must not use them
         with self.free:
-            worker = self._worker()
+            try:
+                worker = self._worker()
+            except OSError:
+                if not self.started:
+                    raise  # it never worked, so every formula would be wrong for ever
+                return "crashed"
+            self.started = True
             outcome = worker.ask(answer, truth)
             if outcome in ("timed_out", "crashed"):
                 worker.end()
@@ -362,7 +412,7 @@ def _work() -> None:
         signal.alarm(int(DEADLINE_SECONDS) + 2)
         try:
             outcome = _judge(*json.loads(line))
-        except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError):
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             outcome = "unparsable"
         signal.alarm(0)
         print(outcome, flush=True)
@@ -376,7 +426,8 @@ COUNTS: Counter = Counter()
 def _count(outcome: str) -> None:
     COUNTS[outcome] += 1
     total, late = COUNTS.total(), COUNTS["timed_out"]
-    if outcome == "timed_out" and total >= TIMEOUT_AFTER and late > TIMEOUT_SHARE * total:
+    doubled = late & (late - 1) == 0  # a line for each power of two, not for each time-out
+    if outcome == "timed_out" and doubled and total >= TIMEOUT_AFTER and late > TIMEOUT_SHARE * total:
         logging.getLogger(__name__).warning("%d of %d responses timed out in math-verify", late, total)
 
 
@@ -395,12 +446,15 @@ def judge(solution_str: str, ground_truth: str, reading: dict | None = None) -> 
         return "refused", answer[:MAX_CHARACTERS]
     if HEDGE.search(answer) and not HEDGE.search(ground_truth):
         return "wrong", answer
-    reading = reading or {}
-    tolerance, ordered = Fraction(reading.get("tolerance") or 0), reading.get("type") == "tuple"
-    truth = tidy(ground_truth)
+    reading = reading if isinstance(reading, dict) else {}  # other data sets keep a solution under this name
+    tolerance = number(str(reading.get("tolerance") or 0)) or Fraction(0)
+    given, truth = tidy(answer), tidy(ground_truth)
     if not truth or fault(truth):
         return "unusable_truth", answer
-    return same(tidy(answer), truth, tolerance, ordered, reading.get("asked") or 0), answer
+    named = units(answer), units(ground_truth)
+    if (all(named) and named[0] != named[1]) or (NEGATION.search(answer) and not NEGATION.search(ground_truth)):
+        return "wrong", answer
+    return same(given, truth, tolerance, reading.get("type") == "tuple", reading.get("asked") or 0), answer
 
 
 def compute_score(
@@ -426,13 +480,9 @@ def compute_score(
         `score`, `acc`, `pred`, and for each outcome but right ones 1.0 or 0.0, which verl averages into its metrics.
 
     Raises:
-        ValueError: the ground truth is not a string, or is empty.
+        ValueError: the ground truth is not a string, is empty, or has a box or unbalanced braces.
     """
-    if not isinstance(ground_truth, str) or not ground_truth.strip():
-        row = (extra_info or {}).get("index", "?")
-        raise ValueError(
-            f"row {row} of {data_source}: ground truth must be a non-empty string, got {ground_truth!r:.200}"
-        )
+    STRICT.check_ground_truth(data_source, ground_truth, extra_info, window=sys.maxsize)
     outcome, answer = judge(solution_str, ground_truth, (extra_info or {}).get("answer"))
     _count(outcome)
     right = outcome in RIGHT

@@ -80,7 +80,7 @@ def test_the_result_has_the_same_keys_for_every_outcome():
     assert compute_score("any", boxed("2"), "1", wrong=0.0)["score"] == 0.0
 
 
-@pytest.mark.parametrize("truth", [34, None, "", "  "])
+@pytest.mark.parametrize("truth", [34, None, "", r"\boxed{34}", "{34"])
 def test_an_unusable_ground_truth_is_an_error_with_the_row(truth):
     with pytest.raises(ValueError, match="row 17"):
         compute_score("d", boxed("34"), truth, {"index": 17})
@@ -97,17 +97,36 @@ def test_hostile_responses_among_honest_ones():
         outcomes = list(pool.map(lambda item: judge(boxed(item[0]), item[1])[0], mix))
     wrong = [(item, found) for item, found in zip(mix, outcomes, strict=True) if (found in RIGHT) != item[2]]
     assert wrong == []
-    assert robust.POOL.idle.qsize() <= robust.WORKERS
-    for worker in list(robust.POOL.idle.queue):
-        assert psutil.Process(worker.process.pid).memory_info().rss < robust.WORKER_BYTES
+    assert {robust.POOL.ask(f"x+{i}", f"{i}+x") for i in range(2 * robust.WORKERS)} == {"equivalent"}
     assert judge(boxed(r"\frac{\sqrt3}{3}"), r"\frac{1}{\sqrt{3}}")[0] == "equivalent"
 
 
+HARD = "(1+x+x^2+x^3)^{5000}"
+
+
 def test_a_worker_that_hangs_is_killed_at_its_deadline_and_replaced(monkeypatch):
-    monkeypatch.setattr(robust, "DEADLINE_SECONDS", 0.0)
-    assert robust.POOL.ask(r"\sqrt{18}+y", r"y+3\sqrt{2}") == "timed_out"
-    monkeypatch.undo()
+    monkeypatch.setattr(robust, "DEADLINE_SECONDS", 1.0)
+    assert robust.POOL.ask(HARD, "5+y") == "timed_out"
     assert robust.POOL.ask(r"\sqrt{18}+y", r"y+3\sqrt{2}") == "equivalent"
+    # One deadline for a whole list, not one for each pair of its members.
+    asked = []
+    monkeypatch.setattr(robust.POOL, "ask", lambda answer, truth: asked.append(answer) or "timed_out")
+    assert judge(boxed(", ".join([HARD] * 4)), r"\sqrt{2},\sqrt{3},\sqrt{5},\sqrt{7}")[0] == "timed_out"
+    assert len(asked) == 1
+
+
+def test_another_data_sets_answer_is_no_reading():
+    info = {"index": 0, "answer": "a worked solution #### 34"}
+    assert compute_score("openai/gsm8k", boxed(" 34 "), "34", info)["acc"] == 1.0
+
+
+def test_a_worker_that_cannot_start_is_an_error_at_first_and_a_crash_later(monkeypatch):
+    pool = robust.Pool()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(OSError, match="did not start"):
+        pool.ask("x", "y")
+    pool.started = True
+    assert pool.ask("x", "y") == "crashed"
 
 
 def test_a_worker_that_died_is_replaced():
