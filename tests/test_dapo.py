@@ -353,9 +353,13 @@ def test_an_interrupt_is_one_line_and_leaves_nothing_half_written(tmp_path):
     source, folder = write_raw(tmp_path / "raw.parquet", PAIRS), tmp_path / "out"
     folder.mkdir()
     arguments = ["--source", source, "--output", folder / "train.parquet", "--repeat", "1000000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.dapo", *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+
+    def take_interrupts():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background is started with them ignored
+
+    command_line = [sys.executable, "-m", "data_prep.dapo", *map(str, arguments)]
+    options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "preexec_fn": take_interrupts}
+    process = subprocess.Popen(command_line, **options)
     while process.poll() is None and not list(folder.iterdir()):
         time.sleep(0.01)  # until it writes, which a million blocks take long enough for
     process.send_signal(signal.SIGINT)
