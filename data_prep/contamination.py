@@ -41,10 +41,13 @@ def ngrams(tokens: list[str]) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + N]) for i in range(len(tokens) - N + 1)]
 
 
-def _share_of_numbers(tokens: list[str], telling: set, other: list[str]) -> float:
+def _numbers_inside(tokens: list[str], telling: set) -> Counter:
     inside = {i + k for i, gram in enumerate(ngrams(tokens)) if gram in telling for k in range(N)}
-    numbers = Counter(tokens[i] for i in inside if tokens[i].isdigit())
-    return (numbers & Counter(other)).total() / numbers.total() if numbers else 1.0
+    return Counter(tokens[i] for i in inside if tokens[i].isdigit())
+
+
+def _share(wanted: Counter, there: list[str]) -> float:
+    return (wanted & Counter(there)).total() / wanted.total() if wanted else 1.0
 
 
 def _kind(share: float, numbers: float, ngram_count: int) -> str:
@@ -73,12 +76,13 @@ def compare(training: list[str], problems: dict[str, str]) -> list[list[Match]]:
         telling = {gram for gram in ngrams(tokens[key]) if len(holders[gram]) <= TEMPLATE_PROBLEMS}
         found = sum(bool(holders[gram]) for gram in telling) / max(1, len(telling))
         shared = Counter(index for gram in telling for index in holders[gram])
+        wanted = _numbers_inside(tokens[key], telling)
         exact = twins[canonical(problems[key])]
         listed = [Match(key, "exact", 1.0, found or 1.0, 1.0, index) for index in exact]
         for index, count in sorted(shared.items(), key=lambda item: (-item[1], item[0])):
             if index not in exact:
                 share = count / len(telling)
-                numbers = _share_of_numbers(tokens[key], telling, words(training[index]))
+                numbers = _share(wanted, words(training[index]))
                 kind = _kind(share, numbers, len(telling))
                 listed.append(Match(key, kind, round(share, 3), round(found, 3), round(numbers, 3), index))
         return sorted(listed, key=lambda match: ("exact", "near", "other").index(match.kind))

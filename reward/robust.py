@@ -86,12 +86,10 @@ HEDGE = re.compile(r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\
 EXPONENT = re.compile(r"\^\{?\s*([+-]?\d+)|(\d+)\s*!")
 MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}")
 OPENING, CLOSING = "([{", ")]}"
+GAP = "\u00a6"  # stands where something was removed, so that 3 4 is not 34
 
 
 # ---------------------------------------------------------------- reading an answer
-
-
-GAP = "\u00a6"  # stands where something was removed, so that 3 4 is not 34
 
 
 def tidy(answer: str) -> str:
