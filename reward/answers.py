@@ -1,0 +1,177 @@
+"""What an answer in LaTeX says: its tidy form, its members, its number, its units, and whether it may be parsed.
+
+Text rules and exact arithmetic alone; nothing here evaluates an answer.
+"""
+
+import re
+from fractions import Fraction
+
+# The longest gold of the nine benchmarks has 210 characters; a longer answer is not one.
+MAX_CHARACTERS = 600
+# Depth of brackets; golds have 4 at most, and parsers recurse.
+MAX_DEPTH = 16
+# Digits of one number: exact arithmetic grows with them, and no gold has more than 11.
+MAX_DIGITS = 60
+# Exponents and factorials that are computed exactly grow without bound: 2024^{4046} is a gold, 9^{9^9} an attack.
+MAX_EXPONENT = 10_000
+MAX_FACTORIAL = 1_000
+# Members of a list; the longest gold has 18.
+MAX_MEMBERS = 40
+
+SPACING = re.compile(r"(?<!\\)\\[,!;: ]|\\q?quad(?![a-zA-Z])|~|\\?\$")
+LAYOUT = re.compile(r"\\(?:left|right|displaystyle|mathbf|boldsymbol|bf|rm|big|Big|bigg|Bigg)(?![a-zA-Z])")
+TEXT = re.compile(r"\\(text|mbox|textbf|operatorname|mathrm)\{([^{}]*)\}(?:\^\{?[23]\}?)?")
+UNITS = re.compile(
+    r"(?:degrees?|radians?|cents?|dollars?|units?|square|cubic|inch(?:es)?|feet|miles?|hours?|minutes?|seconds?|days?|"
+    r"years?|cm|mm|km|kg|g|m|s|ft|in|mph|nm|eV|J|Hz|K)\.?"
+)
+SIGNS = str.maketrans({"\u2212": "-", "\u00d7": r"\times ", "\u03c0": r"\pi "})
+ROOT = re.compile(r"√\s*(\d+|\{[^{}]*\})")
+COMPARED = re.compile(r"(\\leq?(?![a-zA-Z])|\\geq?(?![a-zA-Z])|[<>])")
+TURNED = {">": "<", r"\ge": r"\le", r"\geq": r"\leq"}
+RECURRING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
+GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}")
+NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
+FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|([+-]?\d+)/(\d+)")
+# A factorial of a factorial, or of a bracket without a letter: nothing bounds its size.
+NUMERIC_FACTORIAL = re.compile(r"!!|[({](?:[^a-zA-Z()\\]|\\[a-z]+)*[)}]!")
+EXPONENT = re.compile(r"\^\{?\s*([+-]?\d+)|(\d+)\s*!")
+MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}")
+OPENING, CLOSING = "([{", ")]}"
+GAP = "\u00a6"  # stands where something was removed, so that 3 4 is not 34
+
+
+def tidy(answer: str) -> str:
+    """Return an answer without what does not change its meaning: spacing, layout, units and a full stop.
+
+    A gap between digits that is no thousands separator or mixed number stays in the text, which then is no number.
+    """
+    text = answer.strip().translate(SIGNS).replace("dfrac", "frac").replace("tfrac", "frac")
+    text = ROOT.sub(lambda m: rf"\sqrt{{{m[1].strip('{}')}}}", text)
+    text = TEXT.sub(_without_unit, SPACING.sub(GAP, LAYOUT.sub(GAP, text)))
+    text = GAP.join(re.sub(r"\^\{?\\circ\}?|°", GAP, text).split()).strip(GAP)
+    text = re.sub(rf"(?<=[^.])\.{GAP}*$", "", text)
+    text = re.sub(rf"(?<!\d)(\d{{1,3}})((?:,?{GAP}+\d{{3}})+)(?!\d)", lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
+    text = re.sub(rf"(?<=\d){GAP}+(\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
+    text = re.sub(rf"(?<!\\)(\\[a-zA-Z]+){GAP}+(?=[a-zA-Z])", r"\1 ", text)  # \pi x is not \pix
+    text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
+    text = ONE_CHARACTER.sub(r"\1", re.sub(r"^[a-z]\\in(?![a-z])", "", text))
+    while (
+        (text[:1], text[-1:]) in (("{", "}"), ("(", ")")) and len(split_top(text[1:-1], ",")) == 1 and _one_pair(text)
+    ):
+        text = text[1:-1]
+    return text.replace(",", "") if GROUPED.fullmatch(text) else text
+
+
+def _one_pair(text: str) -> bool:
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char in OPENING) - (char in CLOSING)
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+def _without_unit(match: re.Match) -> str:
+    words = match[2].replace(GAP, " ").split()
+    if all(UNITS.fullmatch(word) for word in words):
+        return GAP
+    if match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
+        return GAP + "".join(words) + GAP
+    return rf"\text{{{' '.join(words)}}}"
+
+
+def units(answer: str) -> set[str]:
+    """Return the units that an answer names, in the singular."""
+    words = {word.rstrip(".") for match in TEXT.finditer(answer) for word in match[2].split() if UNITS.fullmatch(word)}
+    signs = {"degree": r"\^\{?\\circ|°", "dollar": r"\\\$", "percent": "%"}
+    named = {name for name, sign in signs.items() if re.search(sign, answer)}
+    return named | {word.removesuffix("s") if len(word) > 2 else word for word in words}
+
+
+def split_top(text: str, separator: str) -> list[str]:
+    """Split at separators outside brackets."""
+    parts, depth, start = [], 0, 0
+    for i, char in enumerate(text):
+        depth += (char in OPENING) - (char in CLOSING)
+        if depth == 0 and text.startswith(separator, i):
+            parts.append(text[start:i])
+            start = i + len(separator)
+    return [*parts, text[start:]]
+
+
+def members(text: str) -> tuple[str, list[str]]:
+    """Return the shape of an answer and its members: "()", "[)" and so on, "{}" for a bare list too, "" for a value."""
+    if match := MATRIX.fullmatch(text):
+        rows = [row for row in match[2].split(r"\\") if row]
+        return f"rows {[row.count('&') for row in rows]}", [cell for row in rows for cell in row.split("&")]
+    union = split_top(text, r"\cup")
+    if len(union) > 1:
+        return "union", union
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        return "{}", split_top(text[2:-2], ",")
+    listed = split_top(text, ",")
+    if len(listed) > 1:
+        return "{}", listed
+    if text.count(r"\pm") == 1:
+        before, after = text.split(r"\pm")
+        return "{}", [f"{before}+{after}".lstrip("+"), f"{before}-{after}"]
+    inner = split_top(text[1:-1], ",") if text[:1] in ("(", "[") and text[-1:] in (")", "]") else []
+    return (text[0] + text[-1], inner) if len(inner) > 1 else ("", [text])
+
+
+def as_interval(text: str) -> str:
+    """Return `1<x\\leq2` as `(1,2]` and `x>1` as `(1,\\infty)`; any other text as it is."""
+    parts = [part.strip() for part in COMPARED.split(text)]
+    if all(part in TURNED for part in parts[1::2]):
+        parts = [TURNED.get(part, part) for part in reversed(parts)]
+    parts = [r"-\infty", "<"] * (len(parts) == 3 and parts[0].isalpha()) + parts
+    parts += ["<", r"\infty"] * (len(parts) == 3 and parts[2].isalpha())
+    if len(parts) != 5 or not parts[2].isalpha() or {parts[1], parts[3]} & TURNED.keys():
+        return text
+    return f"{'(' if parts[1] == '<' else '['}{parts[0]},{parts[4]}{')' if parts[3] == '<' else ']'}"
+
+
+def number(text: str) -> Fraction | None:
+    """Return the exact value of a plain number: integer, decimal, recurring, scientific, fraction or mixed number."""
+    if match := RECURRING.fullmatch(text):
+        sign, whole, part, repeated = match.groups()
+        once, all_of_it = int((whole + part) or "0"), int(whole + part + repeated)
+        value = Fraction(all_of_it - once, 10 ** len(part) * (10 ** len(repeated) - 1))
+        return -value if sign == "-" else value
+    if match := NUMBER.fullmatch(re.sub(r"^(-?)(10\^)", r"\g<1>1\\cdot\2", text)):
+        sign, whole, part, *exponents = match.groups()
+        exponent = int(next((e for e in exponents if e), "0"))
+        if (whole or part) and abs(exponent) <= MAX_EXPONENT:
+            value = Fraction(int((whole or "") + (part or "")), 10 ** len(part or "")) * Fraction(10) ** exponent
+            return -value if sign == "-" else value
+    if match := FRACTION.fullmatch(text):
+        sign, whole, top, top1, below, below1, plain_top, plain_below = match.groups()
+        above, under = int(top or top1 or plain_top), int(below or below1 or plain_below)
+        if under:
+            value = int(whole or "0") + Fraction(above, under)
+            return -value if sign == "-" else value
+    return None
+
+
+def fault(text: str) -> str | None:
+    """Return which cap an answer breaks; None if it may be parsed."""
+    if len(text) > MAX_CHARACTERS:
+        return "length"
+    depth = deepest = 0
+    for char in text:
+        depth += (char in OPENING) - (char in CLOSING)
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH or depth:
+        return "depth"
+    if any(len(digits) > MAX_DIGITS for digits in re.findall(r"\d+", text)):
+        return "digits"
+    if text.count("!") > 4 or NUMERIC_FACTORIAL.search(text):
+        return "factorial"
+    for exponent, factorial in EXPONENT.findall(text):
+        if (exponent and abs(int(exponent)) > MAX_EXPONENT) or (factorial and int(factorial) > MAX_FACTORIAL):
+            return "exponent"
+    if re.search(r"\^\{[^{}]*\^|\^\{[^{}]*\{[^{}]*\^", text):
+        return "tower"
+    return None if text.isprintable() else "invisible"
