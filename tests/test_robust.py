@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import pytest
 
 from data_prep import benchmarks
 from data_prep.parquet import open_rows
-from reward import justrl, robust
-from reward.robust import OUTCOMES, RIGHT, compute_score, judge
+from reward import formulas, justrl
+from reward.comparison import RIGHT
+from reward.formulas import POOL
+from reward.robust import OUTCOMES, compute_score, judge
 from tests.conftest import ROOT
 
 CASES = json.loads((ROOT / "tests" / "cases" / "answers.json").read_text())
@@ -48,18 +51,36 @@ def test_cases_cover_every_answer_type_in_both_directions():
     assert sides >= {(kind, right) for kind in TYPES for right in (True, False)}
 
 
-def test_every_gold_matches_itself_and_no_other(shared_data, tmp_path):
+def mutations(truth: str) -> list[str]:
+    """Return wrong answers made of a truth: its sign, its first digit, its letters, a member more."""
+    digit = re.search(r"[1-9]", truth)
+    changed = [f"-({truth})" if truth.strip("0") else "1", f"{truth}, 77"]
+    if digit:
+        other = str(int(digit.group()) % 9 + 1)
+        changed.append(truth[: digit.start()] + other + truth[digit.end() :])
+        changed.append(truth[: digit.start()] + "7" + truth[digit.start() :])
+    return changed
+
+
+@pytest.mark.slow
+def test_every_gold_matches_itself_and_no_mutation(shared_data, tmp_path):
     benchmarks.prepare(str(shared_data / "bench"), tmp_path, list(benchmarks.BENCHMARKS))
     rows = [row for task in benchmarks.BENCHMARKS for row in open_rows(tmp_path / f"{task}.parquet").read().to_pylist()]
-    rng = random.Random(0)
+    accepted, unread, asked = [], set(), 0
     for row in rows:
         truth, extra = row["reward_model"]["ground_truth"], row["extra_info"]
         for written in (truth, f" {truth} ", f"{truth}.", truth.replace(" ", " ~ ")):
             assert judge(boxed(written), truth, extra["answer"])[0] in RIGHT, extra["index"]
-        other = rng.choice(rows)["reward_model"]["ground_truth"]
-        if other != truth:
+        for other in mutations(truth):
             outcome, _ = judge(boxed(other), truth, extra["answer"])
-            assert outcome in ("wrong", "unparsable", "unusable_truth"), (truth, other)
+            asked += 1
+            if outcome in RIGHT:
+                accepted.append((extra["index"], truth, other))
+            elif outcome == "unusable_truth":
+                unread.add(truth)
+    assert asked > 6_000
+    assert accepted == []
+    assert len(unread) == 5, "math-verify reads none of E_1, \\hbar, M_\\odot, m_\\max; they match as text alone"
 
 
 def test_a_reading_gives_order_tolerance_and_alternatives():
@@ -80,14 +101,41 @@ def test_the_result_has_the_same_keys_for_every_outcome():
     assert compute_score("any", boxed("2"), "1", wrong=0.0)["score"] == 0.0
 
 
+def test_the_window_and_the_shadow():
+    late = boxed(" 5 ") + "." * 100
+    assert compute_score("any", late, "5")["acc"] == 1.0
+    assert compute_score("any", late, "5", window=100)["no_box"] == 1.0
+    assert [compute_score("any", text, "5", shadow=True)["strict"] for text in (boxed("5"), boxed(" 5 "))] == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("truth", [34, None, "", r"\boxed{34}", "{34"])
 def test_an_unusable_ground_truth_is_an_error_with_the_row(truth):
     with pytest.raises(ValueError, match="row 17"):
         compute_score("d", boxed("34"), truth, {"index": 17})
 
 
+@pytest.fixture(params=["python", "gmpy"])
+def arithmetic(request, monkeypatch):
+    """Workers whose sympy and mpmath compute with Python's integers or with gmpy2's, and their peaks of memory."""
+    pytest.importorskip("gmpy2")
+    POOL.end()
+    monkeypatch.setenv("SYMPY_GROUND_TYPES", request.param)
+    monkeypatch.setenv("MPMATH_NOGMPY" if request.param == "python" else "JUSTRL_UNUSED", "1")
+    peaks = []
+    end = formulas.Worker.end
+
+    def end_and_note(worker):
+        status = Path(f"/proc/{worker.process.pid}/status").read_text() if worker.process.poll() is None else ""
+        peaks.extend(1024 * int(kilobytes) for kilobytes in re.findall(r"VmHWM:\s+(\d+) kB", status))
+        end(worker)
+
+    monkeypatch.setattr(formulas.Worker, "end", end_and_note)
+    yield peaks
+    POOL.end()
+
+
 @pytest.mark.slow
-def test_hostile_responses_among_honest_ones():
+def test_hostile_responses_among_honest_ones(arithmetic):
     """2,048 responses of which 5 % are hostile, from 8 threads: each honest one is scored as it is alone."""
     rng = random.Random(0)
     honest = [(case["answer"], case["truth"], case["right"]) for case in CASES if case["type"] != "hostile"]
@@ -97,20 +145,24 @@ def test_hostile_responses_among_honest_ones():
         outcomes = list(pool.map(lambda item: judge(boxed(item[0]), item[1])[0], mix))
     wrong = [(item, found) for item, found in zip(mix, outcomes, strict=True) if (found in RIGHT) != item[2]]
     assert wrong == []
-    assert {robust.POOL.ask(f"x+{i}", f"{i}+x") for i in range(2 * robust.WORKERS)} == {"equivalent"}
+    assert {POOL.ask(f"x+{i}", f"{i}+x") for i in range(2 * formulas.WORKERS)} == {"equivalent"}
     assert judge(boxed(r"\frac{\sqrt3}{3}"), r"\frac{1}{\sqrt{3}}")[0] == "equivalent"
+    limits = {psutil.Process(worker.process.pid).rlimit(psutil.RLIMIT_AS) for worker in POOL.idle.queue}
+    assert limits == {(formulas.WORKER_BYTES, formulas.WORKER_BYTES)}
+    POOL.end()
+    assert 0 < max(arithmetic) < formulas.WORKER_BYTES
 
 
 HARD = "(1+x+x^2+x^3)^{5000}"
 
 
 def test_a_worker_that_hangs_is_killed_at_its_deadline_and_replaced(monkeypatch):
-    monkeypatch.setattr(robust, "DEADLINE_SECONDS", 1.0)
-    assert robust.POOL.ask(HARD, "5+y") == "timed_out"
-    assert robust.POOL.ask(r"\sqrt{18}+y", r"y+3\sqrt{2}") == "equivalent"
+    monkeypatch.setattr(formulas, "DEADLINE_SECONDS", 1.0)
+    assert POOL.ask(HARD, "5+y") == "timed_out"
+    assert POOL.ask(r"\sqrt{18}+y", r"y+3\sqrt{2}") == "equivalent"
     # One deadline for a whole list, not one for each pair of its members.
     asked = []
-    monkeypatch.setattr(robust.POOL, "ask", lambda answer, truth: asked.append(answer) or "timed_out")
+    monkeypatch.setattr(POOL, "ask", lambda answer, truth: asked.append(answer) or "timed_out")
     assert judge(boxed(", ".join([HARD] * 4)), r"\sqrt{2},\sqrt{3},\sqrt{5},\sqrt{7}")[0] == "timed_out"
     assert len(asked) == 1
 
@@ -121,7 +173,7 @@ def test_another_data_sets_answer_is_no_reading():
 
 
 def test_a_worker_that_cannot_start_is_an_error_at_first_and_a_crash_later(monkeypatch):
-    pool = robust.Pool()
+    pool = formulas.Pool()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="did not start"):
         pool.ask("x", "y")
@@ -130,11 +182,11 @@ def test_a_worker_that_cannot_start_is_an_error_at_first_and_a_crash_later(monke
 
 
 def test_a_worker_that_died_is_replaced():
-    assert robust.POOL.ask("x+y", "y+x") == "equivalent"
-    for worker in list(robust.POOL.idle.queue):
+    assert POOL.ask("x+y", "y+x") == "equivalent"
+    for worker in list(POOL.idle.queue):
         worker.process.kill()
         worker.process.wait()
-    assert robust.POOL.ask("x+y", "y+x") == "equivalent"
+    assert POOL.ask("x+y", "y+x") == "equivalent"
 
 
 ATTEMPTS = ["__import__('pathlib').Path('{}').touch()", "open('{}','w')", r"\input{{{}}}", "exec(\"open('{}','w')\")"]
@@ -147,14 +199,23 @@ ATTEMPTS += [
 ATTEMPTS += [r"\write18{{touch {}}}", "Symbol('x', open('{}','w'))", "S(\"open('{}','w')\")", "f(open('{}','w'))"]
 
 
+def test_the_attempts_would_run_where_text_is_evaluated(tmp_path):
+    """The control: evaluated as Python, or by sympy's `parse_expr` as DeepScaleR's grader does, they leave a mark."""
+    script = "import sys; from sympy.parsing.sympy_parser import parse_expr; {}(sys.argv[1])"
+    for how, attempt in (("eval", ATTEMPTS[0]), ("parse_expr", ATTEMPTS[1]), ("parse_expr", ATTEMPTS[-1])):
+        mark = tmp_path / f"{how}{ATTEMPTS.index(attempt)}"
+        subprocess.run([sys.executable, "-c", script.format(how), attempt.format(mark)], capture_output=True)
+        assert mark.exists(), attempt
+
+
 def test_no_response_runs_code(tmp_path):
     mark = tmp_path / "mark"
     for attempt in ATTEMPTS:
         text = attempt.format(mark)
         for truth in ("5", text):
             judge(boxed(text), truth)
-        robust.POOL.ask(text, "5")
-        robust.POOL.ask("5", text)
+        POOL.ask(text, "5")
+        POOL.ask("5", text)
         justrl.compute_score("d", boxed(text), "5", shadow=True)
     assert not mark.exists()
     assert list(tmp_path.iterdir()) == []
@@ -163,9 +224,9 @@ def test_no_response_runs_code(tmp_path):
 OWNER = """
 import sys
 sys.path.insert(0, {root!r})
-from reward import justrl, robust
-robust.POOL.ask("x+y", "y+x")
-print(robust.POOL.idle.queue[0].process.pid, flush=True)
+from reward.formulas import POOL
+POOL.ask("x+y", "y+x")
+print(POOL.idle.queue[0].process.pid, flush=True)
 {end}
 """
 
@@ -185,12 +246,12 @@ def test_no_worker_outlives_its_owner(end):
 
 
 def test_after_a_fork_the_child_has_workers_of_its_own():
-    assert robust.POOL.ask("x+y", "y+x") == "equivalent"
+    assert POOL.ask("x+y", "y+x") == "equivalent"
     child = os.fork()
     if child == 0:
-        os._exit(0 if robust.POOL.ask("x+y", "y+x") == "equivalent" else 1)
+        os._exit(0 if POOL.ask("x+y", "y+x") == "equivalent" else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert robust.POOL.ask("x+z", "z+x") == "equivalent"
+    assert POOL.ask("x+z", "z+x") == "equivalent"
 
 
 def test_the_readmes_lines_for_trl_and_its_table():
