@@ -14,6 +14,7 @@ was interrupted continues from its last checkpoint.
   CONFIG            a config of recipe/config (default: demo)
   --only STAGE      data, train, eval or report instead of all
   --setup-only      make the environment and stop
+  --allow KEY       acknowledge a difference from the paper, as recipe.check lists them; may be repeated
   key=value         Hydra overrides for the training; they win over the config
 
 environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
@@ -35,7 +36,7 @@ die() {
 
 # ---------------------------------------------------------------- arguments
 
-config="" only="" setup_only="" overrides=()
+config="" only="" setup_only="" overrides=() allowed=()
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) usage && exit 0 ;;
@@ -45,6 +46,11 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --setup-only) setup_only=1 ;;
+    --allow)
+      [ $# -gt 1 ] || die "--allow takes a key"
+      allowed+=(--allow "$2")
+      shift
+      ;;
     -*) die "unknown option $1; see --help" ;;
     *=*) overrides+=("$1") ;;
     *)
@@ -192,12 +198,12 @@ for name in ${only:-data base train eval report}; do
       ;;
     base)
       stage "evaluation before training"
-      python -m recipe.train --check "$config" "${overrides[@]}" 9>&-
+      python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" 9>&-
       evaluate "$model" base 9>&-
       ;;
     train)
       stage "training"
-      python -m recipe.train "$config" "${overrides[@]}" 9>&-
+      python -m recipe.train "$config" "${overrides[@]}" "${allowed[@]}" 9>&-
       ;;
     eval)
       stage "evaluation after training"

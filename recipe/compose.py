@@ -26,6 +26,7 @@ UNDECLARED_KEYS = {
     "reward.reward_kwargs": "verl.experimental.reward_loop.reward_manager.dapo.DAPORewardManager",
     "reward.custom_reward_function.reward_kwargs": "verl.trainer.ppo.reward.get_custom_reward_fn",
     "ray_kwargs.ray_init": "ray.init, called by verl.trainer.main_ppo.run_ppo",
+    "justrl": "recipe.check",
 }
 
 

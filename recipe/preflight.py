@@ -3,6 +3,7 @@
 Each function raises ValueError with one line that says what is wrong and how to mend it.
 """
 
+import ast
 import json
 import os
 import shutil
@@ -23,12 +24,23 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 def check(config: DictConfig) -> None:
     """Run every check on a composed config."""
+    check_config(config)
+    check_machine(config)
+
+
+def check_config(config: DictConfig) -> None:
+    """What can be seen without the run's files and machines."""
     check_resume(config)
+    check_batch(config)
+    check_lengths(config)
+
+
+def check_machine(config: DictConfig) -> None:
+    """What must be on this machine, or reachable from it."""
     check_nodes(config)
     check_data(config)
-    check_model(config.actor_rollout_ref.model.path)
-    check_reward(config.reward.custom_reward_function.path)
-    check_batch(config)
+    check_model(config)
+    check_reward(config)
     check_ray_cpus(config)
     check_disk(config)
 
@@ -68,16 +80,23 @@ def files(value: str | ListConfig | list) -> list[str]:
 
 
 def check_data(config: DictConfig) -> None:
-    """Every parquet file is readable and in verl's format; the training set fills a batch."""
+    """Every parquet file is readable and in verl's format; the training set fills a batch and lasts for the run."""
     for path in files(config.data.val_files):
         open_rows(path)
     rows = sum(open_rows(path).metadata.num_rows for path in files(config.data.train_files))
     if rows < config.data.train_batch_size:
         raise ValueError(f"{rows} training rows do not fill a batch; lower data.train_batch_size to {rows} or less")
+    steps = rows // config.data.train_batch_size * config.trainer.total_epochs
+    if steps < (config.trainer.total_training_steps or 0):
+        raise ValueError(
+            f"{rows} training rows and trainer.total_epochs={config.trainer.total_epochs} end after {steps} steps, "
+            f"before trainer.total_training_steps={config.trainer.total_training_steps}; raise the former"
+        )
 
 
-def check_model(path: str | None) -> None:
-    """The model is a folder with a config and a tokenizer, or looks like a hub id."""
+def check_model(config: DictConfig) -> None:
+    """The model is a folder with a config, a tokenizer and long enough a context, or looks like a hub id."""
+    path = config.actor_rollout_ref.model.path
     if not path:
         raise ValueError("the config names no model; add actor_rollout_ref.model.path=FOLDER_OR_HUB_ID")
     folder = Path(path).expanduser()
@@ -89,12 +108,29 @@ def check_model(path: str | None) -> None:
         raise ValueError(f"model {path}: has no config.json; is it a Hugging Face model folder?")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"model {path}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save it beside the weights")
+    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    if context and context < longest(config):
+        raise ValueError(
+            f"model {path}: a context of {context} tokens, and prompt plus response may have {longest(config)}"
+        )
 
 
-def check_reward(path: str | None) -> None:
-    """The reward file exists."""
-    if path and not path.startswith("pkg://") and not Path(path.removeprefix("file://")).is_file():
+def check_reward(config: DictConfig) -> None:
+    """The reward file exists, and takes the options it is given: a function with `**kwargs` swallows mistyped ones."""
+    reward = config.reward.custom_reward_function
+    if not reward.path or reward.path.startswith("pkg://"):
+        return
+    path = Path(reward.path.removeprefix("file://"))
+    if not path.is_file():
         raise ValueError(f"reward {path}: no such file; set reward.custom_reward_function.path")
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    named = next((function.args for function in functions if function.name == reward.name), None)
+    if named is None:
+        raise ValueError(f"reward {path}: has no function {reward.name}; set reward.custom_reward_function.name")
+    known = [argument.arg for argument in (*named.args, *named.kwonlyargs)]
+    for option in reward.get("reward_kwargs") or {}:
+        if option not in known:
+            raise ValueError(f"reward {path}: {reward.name} has no option {option}; there are {', '.join(known)}")
 
 
 def check_batch(config: DictConfig) -> None:
@@ -108,6 +144,25 @@ def check_batch(config: DictConfig) -> None:
     responses = mini * config.actor_rollout_ref.rollout.n
     if responses % ranks:
         raise ValueError(f"a mini-batch of {responses} responses does not divide by {ranks} ranks")
+
+
+def longest(config: DictConfig) -> int:
+    """Return the tokens of the longest sequence: prompt plus response."""
+    return config.data.max_prompt_length + config.data.max_response_length
+
+
+def check_lengths(config: DictConfig) -> None:
+    """The longest sequence fits the engine's window and one GPU's share of tokens."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    limits = {"actor_rollout_ref.rollout.max_model_len": rollout.max_model_len}
+    if actor.use_dynamic_bsz:
+        key = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+        limits[key] = actor.ppo_max_token_len_per_gpu * actor.ulysses_sequence_parallel_size
+    for key, limit in limits.items():
+        if limit and limit < longest(config):
+            raise ValueError(
+                f"{key} allows {limit} tokens, and prompt plus response may have {longest(config)}; raise it"
+            )
 
 
 def ray_cpus_needed(config: DictConfig) -> int:

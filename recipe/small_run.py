@@ -6,13 +6,15 @@ import hydra
 import ray
 from verl.experimental.agent_loop import agent_loop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from recipe.reward_metrics import ReplayBuffer
 
 POLL_SECONDS = 0.2
 
 
 class FastPollingReplayBuffer(ReplayBuffer):
-    """verl's ReplayBuffer looks for finished rollouts every 2 s, as long as a whole generation of the demo.
+    """The recipe's ReplayBuffer, which as verl's looks for finished rollouts every
+    2 s, as long as a whole generation of the demo.
 
     `trainer.v1.sampler.sampler_kwargs` does not reach the constructor's `poll_interval`, hence a subclass,
     named by `trainer.v1.sampler.custom_sampler`.

@@ -1,8 +1,8 @@
 """Train a config through verl: python -m recipe.train demo [key=value ...]
 
-Checks what the run needs, continues from its last checkpoint if there is one, prints a line per step
-and keeps verl's own output in a log. Files appear in `outputs/<experiment_name>/`. Exit status: 0 done,
-1 the run failed or was interrupted, 2 wrong use. Paths are relative to the repository's root.
+Checks that the config is the paper's and what the run needs, continues from its last checkpoint if there is one,
+prints a line per step and keeps verl's own output in a log. Files appear in `outputs/<experiment_name>/`. Exit status:
+0 done, 1 the run failed or was interrupted, 2 wrong use. Paths are relative to the repository's root.
 
 example: python -m recipe.train justrl_deepseek trainer.nnodes=1 trainer.n_gpus_per_node=8
 """
@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from data_prep.files import write_text_whole
 from recipe import preflight
-from recipe.compose import compose, config_names, device
+from recipe.check import add_arguments, allow, require_paper
+from recipe.compose import compose, device
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
 from recipe.progress import StepLines, WaitingLine, cause, has_training
 from recipe.resume import DISCARDED, agree, format_metrics, read_metrics
@@ -228,19 +229,15 @@ def interrupt(number: int, frame) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help=f"one of {', '.join(config_names())}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, which win over the file")
-    parser.add_argument("--check", action="store_true", help="look at everything the run needs and stop")
+    add_arguments(parser)
     args = parser.parse_args()
     os.chdir(ROOT)
     for number in STOPPING_SIGNALS:
         signal.signal(number, interrupt)
     try:
-        config = compose(args.config, args.overrides, device())
+        config = allow(compose(args.config, args.overrides, device()), args.allow)
+        require_paper(config)
         preflight.check(config)
-        if args.check:
-            print("all is there")
-            return 0
         return train(config)
     except ValueError as error:
         print(f"recipe.train: {error}", file=sys.stderr)

@@ -58,6 +58,8 @@ def test_data(ready):
 def test_model(ready):
     assert "names no model" in complaint(ready[1], "actor_rollout_ref.model.path=null")
     assert "no such folder" in complaint(ready[1], "actor_rollout_ref.model.path=/no/such/model")
+    (ready[0] / "model" / "config.json").write_text('{"max_position_embeddings": 100}')
+    assert "a context of 100 tokens" in complaint(ready[1])
     (ready[0] / "model" / "tokenizer.json").unlink()
     assert "has no tokenizer" in complaint(ready[1])
     (ready[0] / "model" / "config.json").unlink()
@@ -66,8 +68,19 @@ def test_model(ready):
 
 def test_reward_and_batch(ready):
     assert "no such file" in complaint(ready[1], "reward.custom_reward_function.path=reward/absent.py")
+    assert "has no function score" in complaint(ready[1], "reward.custom_reward_function.name=score")
+    mistyped = "+reward.custom_reward_function.reward_kwargs.windw=50"
+    assert "has no option windw; there are" in complaint(ready[1], mistyped)
     assert "no multiple" in complaint(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=12")
     assert "larger than" in complaint(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=64")
+
+
+def test_lengths_and_steps(ready):
+    assert "max_model_len allows 100 tokens" in complaint(ready[1], "actor_rollout_ref.rollout.max_model_len=100")
+    tokens = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+    assert f"{tokens} allows 127 tokens" in complaint(ready[1], f"{tokens}=127")
+    preflight.check(compose("demo", [*ready[1], f"{tokens}=128"], "cpu"))
+    assert "end after 18 steps" in complaint(ready[1], "trainer.total_epochs=9")
 
 
 def test_ray_cpus(ready):

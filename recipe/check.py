@@ -1,0 +1,158 @@
+"""Compare a config with the paper, value by value: python -m recipe.check justrl_deepseek [key=value ...]
+
+Lists the differences from what the paper and its release state, each with its source and what it affects, and looks at
+what the run needs: data, model and reward files, batch sizes, lengths, room on the disk. Values that only speed and
+memory depend on may differ. Exit status: 0 the config is the paper's or its differences are acknowledged, 1 it is not,
+2 wrong use or something missing.
+
+examples: python -m recipe.check justrl_nemotron --no-files --all
+          python -m recipe.check justrl_deepseek data.train_batch_size=128 --allow data.train_batch_size
+"""
+
+import argparse
+import fnmatch
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.command import run
+from recipe import preflight
+from recipe.compose import UNDECLARED_KEYS, compose, config_names, device
+from recipe.paper import BACKBONES, VALUES, Value
+
+ROOT = Path(__file__).resolve().parent.parent
+STATUS_STYLES = {"same": "", "machine": "dim", "allowed": "yellow", "different": "bold red"}
+
+
+class Comparison(NamedTuple):
+    """A stated value beside the config's; `status` is same, machine, allowed or different."""
+
+    stated: Value
+    expected: Any
+    actual: Any
+    status: str
+
+
+def backbone(model: str | None) -> str | None:
+    """Return the paper's backbone that a hub id or a local folder is named after; None for another model."""
+    name = Path(model or "").name
+    return next((known for known in BACKBONES if model == known or name == Path(known).name), None)
+
+
+def pair(config: DictConfig, stated: Value) -> tuple[Any, Any]:
+    """Return what a value must be in this config and what it is, in comparable form."""
+    # What verl does not declare is absent where it has its default, which is the stated value.
+    undeclared = stated.key.startswith(tuple(UNDECLARED_KEYS))
+    actual = OmegaConf.select(config, stated.key, default=stated.value if undeclared else None)
+    actual = OmegaConf.to_container(actual) if OmegaConf.is_config(actual) else actual
+    expected = stated.value
+    if stated.key == "reward.custom_reward_function.path":
+        same = actual and Path(actual).expanduser().resolve() == ROOT / expected
+        return expected, expected if same else actual
+    if stated.key == "data.val_files":
+        return expected, [Path(file).name for file in preflight.files(actual)]
+    model = backbone(config.actor_rollout_ref.model.path)
+    if stated.key == "actor_rollout_ref.model.path":
+        return model or " or ".join(BACKBONES), model or actual
+    if stated.key == "trainer.total_training_steps":
+        return BACKBONES.get(model, actual), actual
+    return expected, actual
+
+
+def compare(config: DictConfig) -> list[Comparison]:
+    """Compare every stated value; `justrl.allow` of the config names the differences that are meant.
+
+    An entry of `justrl.allow` is a key, the beginning of keys (`data`), or a pattern (`*.val_kwargs.*`).
+    """
+
+    def status(stated: Value, expected, actual) -> str:
+        if actual == expected and isinstance(actual, bool) == isinstance(expected, bool):
+            return "same"
+        if stated.machine:
+            return "machine"
+        allowed = any(
+            fnmatch.fnmatch(stated.key, entry) or stated.key.startswith(f"{entry}.") for entry in config.justrl.allow
+        )
+        return "allowed" if allowed else "different"
+
+    pairs = [(stated, *pair(config, stated)) for stated in VALUES]
+    return [Comparison(*found, status(*found)) for found in pairs]
+
+
+def require_paper(config: DictConfig) -> None:
+    """Raise a ValueError of one line that names the differences which nobody acknowledged."""
+    different = [c for c in compare(config) if c.status == "different"]
+    if different:
+        shown = ", ".join(f"{c.stated.key}={c.actual} (paper: {c.expected})" for c in different[:3])
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise ValueError(f"not the paper's: {shown}{more}; python -m recipe.check lists them, --allow KEY acknowledges")
+
+
+def allow(config: DictConfig, keys: list[str]) -> DictConfig:
+    """Add acknowledged keys to the config's own."""
+    OmegaConf.update(config, "justrl.allow", [*config.justrl.allow, *keys])
+    return config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what names a config on a command line: its name, overrides and `--allow`."""
+    parser.add_argument("config", help=f"one of {', '.join(config_names())}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, which win over the file")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="acknowledge a difference from the paper: a key, the beginning of keys, or a pattern; may be repeated",
+    )
+
+
+def table(comparisons: list[Comparison]) -> Table:
+    """Return comparisons as a table for the terminal."""
+    rows = Table("key", "paper", "this config", "", "source", "affects", box=None, pad_edge=False)
+    for c in comparisons:
+        words = (str(c.expected), "" if c.status == "same" else str(c.actual), "" if c.status == "same" else c.status)
+        rows.add_row(c.stated.key, *words, c.stated.source, c.stated.affects, style=STATUS_STYLES[c.status])
+    return rows
+
+
+def report(comparisons: list[Comparison], every: bool) -> None:
+    """Print the differences, or every comparison, and how many there are of each status."""
+    shown = [c for c in comparisons if every or c.status != "same"]
+    if shown:
+        Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table(shown))
+    count = {status: sum(c.status == status for c in comparisons) for status in STATUS_STYLES}
+    print(
+        f"{len(comparisons)} values: {count['same']} the paper's, {count['machine']} of speed and memory alone differ, "
+        f"{count['allowed']} differences acknowledged, {count['different']} not"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--all", action="store_true", help="list the values that are the paper's too")
+    parser.add_argument("--no-files", action="store_true", help="leave out whether data, model and disk are there")
+    parser.add_argument("--json", action="store_true", help="print the comparisons as JSON")
+    args = parser.parse_args()
+    config = allow(compose(args.config, args.overrides, device()), args.allow)
+    comparisons = compare(config)
+    if args.json:
+        names = ("key", "expected", "actual", "status", "source", "affects")
+        rows = [(c.stated.key, c.expected, c.actual, c.status, c.stated.source, c.stated.affects) for c in comparisons]
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+    else:
+        report(comparisons, args.all)
+    preflight.check_config(config)
+    if not args.no_files:
+        preflight.check_machine(config)
+    return 1 if any(c.status == "different" for c in comparisons) else 0
+
+
+if __name__ == "__main__":
+    run(main)
