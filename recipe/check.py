@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="list the values that are the paper's too")
     parser.add_argument("--no-files", action="store_true", help="leave out whether data, model and disk are there")
     parser.add_argument("--json", action="store_true", help="print the comparisons as JSON")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     config = allow(compose(args.config, args.overrides, device()), args.allow)
     comparisons = compare(config)
     if args.json:

@@ -39,7 +39,7 @@ def check_machine(config: DictConfig) -> None:
     """What must be on this machine, or reachable from it."""
     check_nodes(config)
     check_data(config)
-    check_model(config)
+    check_model(config.actor_rollout_ref.model.path, longest(config))
     check_reward(config)
     check_ray_cpus(config)
     check_disk(config)
@@ -94,9 +94,8 @@ def check_data(config: DictConfig) -> None:
         )
 
 
-def check_model(config: DictConfig) -> None:
-    """The model is a folder with a config, a tokenizer and long enough a context, or looks like a hub id."""
-    path = config.actor_rollout_ref.model.path
+def check_model(path: str | None, tokens: int = 0) -> None:
+    """The model is a folder with a config, a tokenizer and a context of so many tokens, or looks like a hub id."""
     if not path:
         raise ValueError("the config names no model; add actor_rollout_ref.model.path=FOLDER_OR_HUB_ID")
     folder = Path(path).expanduser()
@@ -109,10 +108,8 @@ def check_model(config: DictConfig) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"model {path}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save it beside the weights")
     context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    if context and context < longest(config):
-        raise ValueError(
-            f"model {path}: a context of {context} tokens, and prompt plus response may have {longest(config)}"
-        )
+    if context and context < tokens:
+        raise ValueError(f"model {path}: a context of {context} tokens, and prompt plus response may have {tokens}")
 
 
 def check_reward(config: DictConfig) -> None:

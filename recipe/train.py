@@ -230,7 +230,7 @@ def interrupt(number: int, frame) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     os.chdir(ROOT)
     for number in STOPPING_SIGNALS:
         signal.signal(number, interrupt)

@@ -125,7 +125,7 @@ def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, 
         "JUSTRL_EVAL": "--tasks AIME24,AIME25,AMC23 --samples 2 --max-tokens 32",
     }
     done = subprocess.run(
-        ["./run_justrl.sh", "justrl_deepseek", *overrides],
+        ["./run_justrl.sh", "justrl_deepseek", "--allow", "*", *overrides],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -30,7 +30,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demoo"], "unknown config 'demoo'; there are demo justrl"),
+        (["demoo"], "unknown config 'demoo'; there are ablation_overlong "),
         (["demo", "justrl"], "more than one config"),
         (["--fast"], "unknown option --fast"),
         (["--only", "everything"], "--only takes data, train, eval or report"),
