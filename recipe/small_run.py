@@ -7,14 +7,13 @@ import ray
 from verl.experimental.agent_loop import agent_loop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from recipe.reward_metrics import ReplayBuffer
+from recipe.batch_order import PromptOrderReplayBuffer
 
 POLL_SECONDS = 0.2
 
 
-class FastPollingReplayBuffer(ReplayBuffer):
-    """The recipe's ReplayBuffer, which as verl's looks for finished rollouts every
-    2 s, as long as a whole generation of the demo.
+class FastPollingReplayBuffer(PromptOrderReplayBuffer):
+    """verl's ReplayBuffer looks for finished rollouts every 2 s, as long as a whole generation of the demo.
 
     `trainer.v1.sampler.sampler_kwargs` does not reach the constructor's `poll_interval`, hence a subclass,
     named by `trainer.v1.sampler.custom_sampler`.

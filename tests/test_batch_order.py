@@ -1,0 +1,81 @@
+"""A batch reaches the trainer in the order of its prompts, although its responses were finished in another."""
+
+import random
+
+import pytest
+from omegaconf import OmegaConf
+
+from recipe.compose import compose
+
+PROMPTS, RESPONSES = 6, 8
+
+
+@pytest.fixture(scope="module")
+def queue():
+    """A TransferQueue with one storage unit, on a Ray of its own."""
+    import ray
+    import transfer_queue
+
+    ray.init(address="local", num_cpus=3, include_dashboard=False)
+    transfer_queue.init(compose("demo", [], "cpu").transfer_queue)
+    yield transfer_queue
+    transfer_queue.close()
+    ray.shutdown()
+
+
+def sampled_keys(queue, buffer_class) -> tuple[list[str], list[str], list[str]]:
+    """Return keys in the order of the prompts, in the order of completion, and as `buffer_class` samples them."""
+    import torch
+    from tensordict import TensorDict
+
+    uids = [f"prompt{i}" for i in random.Random(0).sample(range(100), PROMPTS)]
+    waiting = [{"is_prompt": True, "status": "pending", "global_steps": 1} for _ in uids]
+    queue.kv_batch_put(keys=uids, partition_id="train", tags=waiting)
+    keys = [f"{uid}_{session}_0" for uid in uids for session in range(RESPONSES)]
+    finished = random.Random(1).sample(keys, len(keys))
+    for key in finished:
+        response = TensorDict({"responses": torch.ones(1, 2)}, batch_size=1)
+        queue.kv_batch_put(keys=[key], partition_id="train", fields=response, tags=[{"status": "success"}])
+    for uid in uids:
+        queue.kv_put(key=uid, partition_id="train", tag={"status": "finished"})
+    sampler = compose("demo", [], "cpu").trainer.v1.sampler
+    buffer = buffer_class(
+        trainer_mode="sync",
+        trainer_config=OmegaConf.create(),
+        max_off_policy_threshold=sampler.max_off_policy_threshold,
+        max_off_policy_strategy=sampler.max_off_policy_strategy,
+        sampler_kwargs=sampler.sampler_kwargs,
+    )
+    batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=PROMPTS)
+    queue.kv_clear(partition_id="train", keys=batch.keys)
+    assert all(tag["status"] == "success" for tag in batch.tags)
+    return keys, finished, batch.keys
+
+
+@pytest.mark.slow
+def test_batch_is_in_the_order_of_its_prompts(queue):
+    from recipe.batch_order import PromptOrderReplayBuffer
+
+    prompts, finished, sampled = sampled_keys(queue, PromptOrderReplayBuffer)
+    assert sampled == prompts != finished
+
+
+@pytest.mark.slow
+def test_verl_itself_keeps_the_order_of_completion(queue):
+    """The reason for the class; when this fails, verl has changed, and the class can go."""
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+    prompts, finished, sampled = sampled_keys(queue, ReplayBuffer)
+    assert sampled == finished != prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("justrl_deepseek", "cuda"), ("justrl_nemotron", "cuda"), ("demo", "cpu")]
+)
+def test_every_run_uses_it(name, device):
+    from verl.utils.import_utils import load_extern_object
+
+    from recipe.batch_order import PromptOrderReplayBuffer
+
+    named = compose(name, [], device).trainer.v1.sampler.custom_sampler
+    assert issubclass(load_extern_object(named.path, named.name), PromptOrderReplayBuffer)
