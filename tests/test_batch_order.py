@@ -79,3 +79,25 @@ def test_every_run_uses_it(name, device):
 
     named = compose(name, [], device).trainer.v1.sampler.custom_sampler
     assert issubclass(load_extern_object(named.path, named.name), PromptOrderReplayBuffer)
+
+
+def test_order_of_completion_would_sort_the_updates_by_length():
+    """FIDELITY.md's figures: 2,048 responses on 32 ranks, lengths log-normal, cut at 15,360 tokens.
+
+    Balanced over the ranks and cut into four mini-batches as `PPOTrainer._balance_batch` and
+    `TrainingWorker.train_mini_batch` do, with responses finished in the order of their lengths.
+    """
+    import numpy as np
+    import torch
+    from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+
+    drawn = np.minimum(np.random.default_rng(0).lognormal(np.log(6500), 0.7, 2048), 15360).astype(int)
+
+    def mean_lengths(order: np.ndarray) -> list[float]:
+        lengths = drawn[order]
+        workload = calculate_workload(torch.tensor(lengths)).tolist()
+        ranks = get_seqlen_balanced_partitions(workload, 32, equal_size=True)
+        return np.mean([lengths[rows].reshape(4, 16) for rows in ranks], axis=(0, 2)).tolist()
+
+    assert mean_lengths(np.argsort(drawn)) == pytest.approx([2900, 5100, 8100, 13600], rel=0.05)
+    assert mean_lengths(np.arange(2048)) == pytest.approx([drawn.mean()] * 4, rel=0.05)
