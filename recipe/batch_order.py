@@ -9,7 +9,7 @@ from recipe.reward_metrics import ReplayBuffer
 
 
 class PromptOrderReplayBuffer(ReplayBuffer):
-    """verl's ReplayBuffer, with the reward's metrics and a batch in the order of its prompts; named by `trainer.v1.sampler.custom_sampler`."""
+    """A ReplayBuffer whose batch is in the order of its prompts; named by `trainer.v1.sampler.custom_sampler`."""
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int):
         """Sample as verl's does, then put the batch in the order in which the trainer submitted the prompts."""

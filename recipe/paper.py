@@ -64,7 +64,7 @@ VALUES = (
     Value(f"{_ACTOR}.use_kl_loss", False, PAPER, _KL),
     Value(f"{_ACTOR}.kl_loss_coef", 0.0, SCRIPT, _KL),
     Value(f"{_ACTOR}.entropy_coeff", 0, PAPER, "entropy bonus: " + _OFF),
-    Value(f"{_ACTOR}.grad_clip", 1.0, SCRIPT, "size of an update"),
+    Value(f"{_ACTOR}.optim.clip_grad", 1.0, SCRIPT, "size of an update"),
     Value(f"{_ACTOR}.optim.optimizer", "AdamW", VERL, "the optimizer"),
     Value(f"{_ACTOR}.optim.lr", 1e-6, PAPER, "learning rate"),
     Value(f"{_ACTOR}.optim.lr_scheduler_type", "constant", PAPER, "learning rate"),
