@@ -23,6 +23,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parent / "config"
 UNDECLARED_KEYS = {
     "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "verl.trainer.main_ppo.TaskRunnerV1",
+    "actor_rollout_ref.rollout.custom": "verl.workers.config.RolloutConfig, for plugins: recipe.validation",
     "reward.reward_kwargs": "verl.experimental.reward_loop.reward_manager.dapo.DAPORewardManager",
     "reward.custom_reward_function.reward_kwargs": "verl.trainer.ppo.reward.get_custom_reward_fn",
     "ray_kwargs.ray_init": "ray.init, called by verl.trainer.main_ppo.run_ppo",

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import hydra
 import ray
 from verl.experimental.agent_loop import agent_loop
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
+from recipe import validation
 from recipe.batch_order import PromptOrderReplayBuffer
 
 POLL_SECONDS = 0.2
@@ -42,8 +43,8 @@ class AgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         agent_loop.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=instantiate_once))
 
 
-class AgentLoopManager(AgentLoopManagerTQ):
-    """verl's manager with the worker above; named by `rollout.agent.agent_loop_manager_class`."""
+class AgentLoopManager(validation.AgentLoopManager):
+    """The run's manager with the worker above; named by `rollout.agent.agent_loop_manager_class`."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
