@@ -10,16 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_prep.command import run as run_command
+from recipe.processes import end_with_parent, run_lock
 from recipe.resume import complete_checkpoints
-
-SECONDS = 3600  # a merge of a 1.5B model takes minutes
 
 
 def export(run: Path, step: int | None) -> Path:
     """Export `step`, or the newest complete checkpoint, and return the folder.
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint, or another export of this run is in progress.
         RuntimeError: verl's merger failed; its last lines are in the message.
     """
     steps = complete_checkpoints(run / "checkpoints")
@@ -33,15 +33,16 @@ def export(run: Path, step: int | None) -> Path:
     made = target / "config.json"
     if made.is_file() and made.stat().st_mtime > (checkpoint / "data.pt").stat().st_mtime:
         return target
-    aside = target.with_name(f".{target.name}")
-    source = checkpoint / "actor"
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-    command += ["--local_dir", str(source), "--target_dir", str(aside)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    if done.returncode:
-        raise RuntimeError("verl's model merger failed:\n" + "\n".join(done.stderr.splitlines()[-5:]))
-    shutil.rmtree(target, ignore_errors=True)  # of a checkpoint that was trained again since
-    aside.replace(target)
+    with run_lock(target.parent):
+        aside = target.with_name(f".{target.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # of an export that was interrupted
+        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+        command += ["--local_dir", str(checkpoint / "actor"), "--target_dir", str(aside)]
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=end_with_parent)
+        if done.returncode:
+            raise RuntimeError("verl's model merger failed:\n" + "\n".join(done.stderr.splitlines()[-5:]))
+        shutil.rmtree(target, ignore_errors=True)  # of a checkpoint that was trained again since
+        aside.replace(target)
     return target
 
 
@@ -52,9 +53,6 @@ def main() -> int:
     args = parser.parse_args()
     try:
         print(export(args.run, args.step))
-    except ValueError as error:
-        print(f"recipe.export: {error}", file=sys.stderr)
-        return 2
     except RuntimeError as error:
         print(f"recipe.export: {error}", file=sys.stderr)
         return 1
@@ -62,4 +60,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

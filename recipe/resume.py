@@ -5,6 +5,8 @@ checkpoint may lack its line, and lines may exist for steps that will be run aga
 """
 
 import json
+import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from data_prep.files import write_text_whole
 
 DISCARDED = "metrics.discarded.jsonl"  # where metrics go that no checkpoint stands behind
 TRACKER = "latest_checkpointed_iteration.txt"  # verl.utils.checkpoint.checkpoint_manager reads it
+CHECKPOINT = re.compile(r"(discarded_)?global_step_(\d+)")
 
 
 def read_metrics(path: Path) -> dict[int, dict]:
@@ -47,12 +50,38 @@ def complete_checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("global_step_")) for path in found if is_complete(path))
 
 
+def discard(checkpoint: Path) -> Path:
+    """Rename a checkpoint folder so that nothing takes it, or what is left of it, for one; return its new path."""
+    aside = checkpoint.with_name(f"discarded_{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
+
+
+def retain(folder: Path, keep: int | None, step: int) -> None:
+    """Remove what training has passed: all but the `keep` newest complete checkpoints up to `step`.
+
+    verl would remove the oldest before the new one is whole, leave its `data.pt`, and forget every checkpoint
+    of an earlier process (`BaseCheckpointManager.ensure_checkpoint_capacity`), so `recipe.train` does it instead.
+
+    Args:
+        folder: the folder of `global_step_<N>`.
+        keep: None or 0 for all of the complete ones; incomplete and discarded ones go all the same.
+        step: the last one with a metrics line; a later checkpoint may still be being written and is left alone.
+    """
+    complete = [done for done in complete_checkpoints(folder) if done <= step]
+    for path in sorted(folder.glob("*global_step_*")) if complete else ():
+        name = CHECKPOINT.fullmatch(path.name)
+        if name and int(name[2]) <= complete[-1] and (name[1] or int(name[2]) not in complete[-max(keep or 0, 0) :]):
+            shutil.rmtree(path if name[1] else discard(path), ignore_errors=True)
+
+
 def agree(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:
     """Make metrics and checkpoints agree and return the step to continue from (0: from the start).
 
     That step is the newest complete checkpoint with a metrics line for it and every step before it.
     Later lines are dropped, verl's tracker file is set to it. With no such checkpoint all lines are moved
-    aside to `metrics.discarded.jsonl`.
+    aside to `metrics.discarded.jsonl`. A later complete checkpoint is renamed to `discarded_global_step_<N>`:
+    written over, it would be a mixture that looks complete.
 
     Args:
         metrics_path: the run's `metrics.jsonl`.
@@ -65,7 +94,11 @@ def agree(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:
     logged = 0
     while logged + 1 in by_step:
         logged += 1
-    step = max((step for step in complete_checkpoints(checkpoints) if step <= logged), default=0)
+    complete = complete_checkpoints(checkpoints)
+    step = max((done for done in complete if done <= logged), default=0)
+    for later in complete:
+        if later > step:
+            discard(checkpoints / f"global_step_{later}")
     if logged and not step:
         write_text_whole(metrics_path.with_name(DISCARDED), format_metrics(by_step))
     write_text_whole(metrics_path, format_metrics({s: m for s, m in by_step.items() if step and s <= step}))

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -26,7 +28,7 @@ from recipe.check import add_arguments, allow, require_paper
 from recipe.compose import compose, device
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
 from recipe.progress import StepLines, WaitingLine, cause, has_training
-from recipe.resume import DISCARDED, agree, format_metrics, read_metrics
+from recipe.resume import DISCARDED, agree, format_metrics, read_metrics, retain
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_PYTHON = ROOT / "recipe" / "warm_python.py"
@@ -73,6 +75,7 @@ def run_folder(config: DictConfig) -> Path:
 def prepare_config(config: DictConfig, step: int) -> None:
     """Set in place what depends on this start: where Ray runs, and no second validation of a step."""
     with open_dict(config):
+        config.trainer.max_actor_ckpt_to_keep = None  # see recipe.resume.retain
         if step:
             config.trainer.val_before_train = False  # it would log the checkpoint's step again
         if not os.environ.get("RAY_ADDRESS"):
@@ -126,7 +129,7 @@ def changed_keys(before: Path, config: DictConfig) -> list[str]:
     if not before.exists():
         return []
     old, new = (flat(OmegaConf.to_container(c)) for c in (OmegaConf.load(before), config))
-    ignored = ("ray_kwargs.", "trainer.val_before_train")  # set anew at every start
+    ignored = ("ray_kwargs.", "trainer.val_before_train", "trainer.max_actor_ckpt_to_keep")  # set at every start
     return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(ignored))
 
 
@@ -143,7 +146,14 @@ def start_warm_python(socket: str, variables: dict[str, str], log) -> subprocess
     return server
 
 
-def follow(driver: subprocess.Popen, record: ProcessRecord, attempt: Path, metrics_path: Path, lines: StepLines) -> int:
+def follow(
+    driver: subprocess.Popen,
+    record: ProcessRecord,
+    attempt: Path,
+    metrics_path: Path,
+    lines: StepLines,
+    after_step: Callable[[int], None],
+) -> int:
     """Move finished steps from verl's file to `metrics.jsonl`, a line printed for each, until the driver ends."""
     seen: set[int] = set()
     read_to = 0
@@ -161,6 +171,7 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, attempt: Path, metri
                 with open(metrics_path, "a") as file:
                     file.write(format_metrics({step: metrics}))
                 print(lines.line(step, metrics), flush=True)
+                after_step(step)
 
     while driver.poll() is None:
         record.update()
@@ -178,11 +189,15 @@ def train(config: DictConfig) -> int:
     folder = run_folder(config)
     metrics_path, attempt, log_path = folder / "metrics.jsonl", attempt_path(config), folder / "train.log"
     total = config.trainer.total_training_steps
+    checkpoints, keep = Path(config.trainer.default_local_dir), config.trainer.max_actor_ckpt_to_keep
     with run_lock(folder):
         record = ProcessRecord(folder)
         if ended := record.end_leftovers():
             print(f"ended {ended} processes that a dead run had left")
-        step = agree(metrics_path, attempt, Path(config.trainer.default_local_dir))
+        step = agree(metrics_path, attempt, checkpoints)
+        retain(checkpoints, keep, step)
+        for aside in checkpoints.glob("discarded_*"):
+            print(f"  note: its metrics were not written, so training goes there again: {aside}")
         if not step and (folder / DISCARDED).exists():
             print(f"  note: steps without a checkpoint behind them are run again; see {folder / DISCARDED}")
         if total and step >= total:
@@ -210,7 +225,8 @@ def train(config: DictConfig) -> int:
                 driver = subprocess.Popen(
                     command, env=variables, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
                 )
-                status = follow(driver, record, attempt, metrics_path, StepLines(total or 0))
+                after_step = partial(retain, checkpoints, keep)
+                status = follow(driver, record, attempt, metrics_path, StepLines(total or 0), after_step)
             finally:
                 for number in STOPPING_SIGNALS:
                     signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave anything running

@@ -3,7 +3,9 @@
 import json
 import zipfile
 
-from recipe.resume import DISCARDED, TRACKER, agree, complete_checkpoints, read_metrics
+import pytest
+
+from recipe.resume import DISCARDED, TRACKER, agree, complete_checkpoints, read_metrics, retain
 
 
 def checkpoint(folder, step, parts=("data.pt", "actor/model.pt"), torn=()):
@@ -77,3 +79,78 @@ def test_dying_before_the_first_checkpoint_starts_over(tmp_path):
     (tmp_path / TRACKER).write_text("5")
     assert agreed(tmp_path) == (0, [], None)
     assert list(read_metrics(tmp_path / DISCARDED)) == [0, 1, 2, 3]
+
+
+def folders(path):
+    """Return the names of the folders in `path`."""
+    return sorted(child.name for child in path.iterdir() if child.is_dir())
+
+
+def test_the_newest_complete_checkpoints_are_kept(tmp_path):
+    for step in (5, 10, 15, 20):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 12, torn=("actor/model.pt",))
+    checkpoint(tmp_path, 2, parts=("data.pt",))  # what verl's own retention leaves
+    (tmp_path / "global_step_5_copy").mkdir()
+    retain(tmp_path, 2, 20)
+    assert folders(tmp_path) == ["global_step_15", "global_step_20", "global_step_5_copy"]
+
+
+def test_nothing_is_removed_for_a_checkpoint_that_is_not_whole_or_not_logged(tmp_path):
+    for step in (5, 10, 15):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 20, parts=("actor/model.pt",))
+    retain(tmp_path, 1, 14)
+    assert folders(tmp_path) == ["global_step_10", "global_step_15", "global_step_20"]
+    retain(tmp_path, 1, 20)
+    assert folders(tmp_path) == ["global_step_15", "global_step_20"], "20 may still be being written"
+
+
+def test_without_a_complete_checkpoint_nothing_is_removed(tmp_path):
+    checkpoint(tmp_path, 5, parts=("actor/model.pt",))
+    retain(tmp_path, 1, 5)
+    assert folders(tmp_path) == ["global_step_5"]
+
+
+@pytest.mark.parametrize("keep", [None, 0, -1])
+def test_all_complete_checkpoints_can_be_kept(tmp_path, keep):
+    for step in (5, 10, 15):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 7, parts=("data.pt",))
+    retain(tmp_path, keep, 15)
+    assert folders(tmp_path) == ["global_step_10", "global_step_15", "global_step_5"]
+
+
+def test_a_checkpoint_beyond_the_metrics_is_set_aside_until_training_has_passed_it(tmp_path):
+    checkpoint(tmp_path, 5)
+    checkpoint(tmp_path, 10)
+    log(tmp_path / "metrics.jsonl", range(0, 10))
+    assert agreed(tmp_path)[0] == 5
+    retain(tmp_path, 3, 5)
+    assert folders(tmp_path) == ["discarded_global_step_10", "global_step_5"]
+    checkpoint(tmp_path, 10, torn=("actor/model.pt",))  # killed while it was written again
+    assert agreed(tmp_path)[0] == 5
+    retain(tmp_path, 3, 9)
+    assert folders(tmp_path) == ["discarded_global_step_10", "global_step_10", "global_step_5"]
+    checkpoint(tmp_path, 10)
+    retain(tmp_path, 3, 10)
+    assert folders(tmp_path) == ["global_step_10", "global_step_5"]
+
+
+def test_checkpoints_without_any_metrics_are_not_lost(tmp_path):
+    checkpoint(tmp_path, 5)
+    assert agreed(tmp_path)[0] == 0
+    retain(tmp_path, 3, 0)
+    assert folders(tmp_path) == ["discarded_global_step_5"]
+
+
+def test_removing_is_safe_against_a_death_in_its_middle(tmp_path, monkeypatch):
+    """What is being removed is no checkpoint any more, and goes the next time."""
+    for step in (5, 10):
+        checkpoint(tmp_path, step)
+    with monkeypatch.context() as dying:
+        dying.setattr("shutil.rmtree", lambda *args, **kwargs: None)
+        retain(tmp_path, 1, 10)
+    assert complete_checkpoints(tmp_path) == [10]
+    retain(tmp_path, 1, 10)
+    assert folders(tmp_path) == ["global_step_10"]

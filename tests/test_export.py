@@ -1,0 +1,30 @@
+"""What the export says before it starts; test_survival_slow.py exports for real."""
+
+import pytest
+
+from recipe.export import export
+from recipe.processes import run_lock
+from tests.test_resume import checkpoint
+
+
+def test_a_step_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no complete checkpoint to export"):
+        export(tmp_path, None)
+    checkpoint(tmp_path / "checkpoints", 5)
+    checkpoint(tmp_path / "checkpoints", 10, torn=("data.pt",))
+    with pytest.raises(ValueError, match="no complete checkpoint of step 10; there are 5"):
+        export(tmp_path, 10)
+
+
+def test_a_second_export_at_once_is_refused(tmp_path):
+    checkpoint(tmp_path / "checkpoints", 5)
+    with run_lock(tmp_path / "export"), pytest.raises(ValueError, match="in progress"):
+        export(tmp_path, 5)
+
+
+@pytest.mark.slow
+def test_a_failed_merge_leaves_no_export(tmp_path):
+    checkpoint(tmp_path / "checkpoints", 5)
+    with pytest.raises(RuntimeError, match="merger failed"):
+        export(tmp_path, 5)
+    assert not list((tmp_path / "export").glob("step_*"))
