@@ -23,7 +23,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parent / "config"
 UNDECLARED_KEYS = {
     "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "verl.trainer.main_ppo.TaskRunnerV1",
-    "actor_rollout_ref.rollout.custom": "verl.workers.config.RolloutConfig, for plugins: recipe.validation",
+    "actor_rollout_ref.rollout.custom.validation_response_length": "recipe.agent_loops; verl reads none of custom",
     "reward.reward_kwargs": "verl.experimental.reward_loop.reward_manager.dapo.DAPORewardManager",
     "reward.custom_reward_function.reward_kwargs": "verl.trainer.ppo.reward.get_custom_reward_fn",
     "ray_kwargs.ray_init": "ray.init, called by verl.trainer.main_ppo.run_ppo",
@@ -116,10 +116,12 @@ def unknown_keys(config: dict, base: dict, prefix: str = "") -> list[str]:
         path = f"{prefix}{key}"
         if any(path == known or path.startswith(f"{known}.") for known in UNDECLARED_KEYS):
             continue
-        if key not in base:
+        parent = any(known.startswith(f"{path}.") for known in UNDECLARED_KEYS)
+        if key not in base and not parent:
             unknown.append(path)
-        elif isinstance(value, dict) and isinstance(base[key], dict) and base[key]:  # an empty mapping takes any key
-            unknown += unknown_keys(value, base[key], f"{path}.")
+        elif isinstance(value, dict) and (parent or (isinstance(base[key], dict) and base[key])):
+            # Into an empty mapping of verl's goes any key.
+            unknown += unknown_keys(value, base.get(key, {}), f"{path}.")
     return unknown
 
 

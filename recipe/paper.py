@@ -82,6 +82,7 @@ VALUES = (
     Value(f"{_ROLLOUT}.over_sample_rate", 0, VERL, "which responses are used"),
     Value(f"{_ROLLOUT}.multi_turn.enable", False, TEXT, "turns of a response"),
     Value(f"{_ROLLOUT}.val_kwargs.n", 32, SCRIPT, _VALIDATION),
+    Value(f"{_ROLLOUT}.custom.validation_response_length", 31744, SCRIPT, _VALIDATION),
     Value(f"{_ROLLOUT}.val_kwargs.do_sample", True, SCRIPT, _VALIDATION),
     Value(f"{_ROLLOUT}.val_kwargs.temperature", 0.7, SCRIPT, _VALIDATION),
     Value(f"{_ROLLOUT}.val_kwargs.top_p", 0.9, SCRIPT, _VALIDATION),

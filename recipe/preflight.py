@@ -39,7 +39,7 @@ def check_machine(config: DictConfig) -> None:
     """What must be on this machine, or reachable from it."""
     check_nodes(config)
     check_data(config)
-    check_model(config.actor_rollout_ref.model.path, longest(config))
+    check_model(config.actor_rollout_ref.model.path, window(config))
     check_reward(config)
     check_ray_cpus(config)
     check_disk(config)
@@ -143,23 +143,23 @@ def check_batch(config: DictConfig) -> None:
         raise ValueError(f"a mini-batch of {responses} responses does not divide by {ranks} ranks")
 
 
-def longest(config: DictConfig) -> int:
-    """Return the tokens of the longest sequence: prompt plus response."""
-    return config.data.max_prompt_length + config.data.max_response_length
-
-
 def check_lengths(config: DictConfig) -> None:
-    """The longest sequence fits the engine's window and one GPU's share of tokens."""
+    """The longest sequence fits one GPU's share of tokens, and with validation's the engine's window."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    limits = {"actor_rollout_ref.rollout.max_model_len": rollout.max_model_len}
+    limits = [("actor_rollout_ref.rollout.max_model_len", rollout.max_model_len, window(config))]
     if actor.use_dynamic_bsz:
-        key = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
-        limits[key] = actor.ppo_max_token_len_per_gpu * actor.ulysses_sequence_parallel_size
-    for key, limit in limits.items():
-        if limit and limit < longest(config):
-            raise ValueError(
-                f"{key} allows {limit} tokens, and prompt plus response may have {longest(config)}; raise it"
-            )
+        tokens = actor.ppo_max_token_len_per_gpu * actor.ulysses_sequence_parallel_size
+        longest = config.data.max_prompt_length + config.data.max_response_length
+        limits.append(("actor_rollout_ref.actor.ppo_max_token_len_per_gpu", tokens, longest))
+    for key, limit, needed in limits:
+        if limit and limit < needed:
+            raise ValueError(f"{key} allows {limit} tokens, and prompt plus response may have {needed}; raise it")
+
+
+def window(config: DictConfig) -> int:
+    """Return the tokens of the longest sequence that is generated: prompt plus response, validation's included."""
+    longer = max(config.data.max_response_length, config.actor_rollout_ref.rollout.custom.validation_response_length)
+    return config.data.max_prompt_length + longer
 
 
 def ray_cpus_needed(config: DictConfig) -> int:

@@ -4,6 +4,7 @@ A run can die between any two writes. Metrics are logged after a checkpoint is s
 checkpoint may lack its line, and lines may exist for steps that will be run again.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -72,7 +73,8 @@ def retain(folder: Path, keep: int | None, step: int) -> None:
     for path in sorted(folder.glob("*global_step_*")) if complete else ():
         name = CHECKPOINT.fullmatch(path.name)
         if name and int(name[2]) <= complete[-1] and (name[1] or int(name[2]) not in complete[-max(keep or 0, 0) :]):
-            shutil.rmtree(path if name[1] else discard(path), ignore_errors=True)
+            with contextlib.suppress(OSError):  # no reason to end a run: the next step tries again
+                shutil.rmtree(path if name[1] else discard(path))
 
 
 def agree(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:

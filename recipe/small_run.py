@@ -7,7 +7,7 @@ import ray
 from verl.experimental.agent_loop import agent_loop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
-from recipe import validation
+from recipe import agent_loops
 from recipe.batch_order import PromptOrderReplayBuffer
 
 POLL_SECONDS = 0.2
@@ -43,7 +43,7 @@ class AgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         agent_loop.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=instantiate_once))
 
 
-class AgentLoopManager(validation.AgentLoopManager):
+class AgentLoopManager(agent_loops.AgentLoopManager):
     """The run's manager with the worker above; named by `rollout.agent.agent_loop_manager_class`."""
 
     def __init__(self, *args, **kwargs):

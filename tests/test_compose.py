@@ -33,6 +33,11 @@ def test_overrides_win():
         ("demoo", None, "unknown config 'demoo'; there are ablation_overlong, "),
         ("demo", "actor_rollout_ref.actor.clip_ratio_hihg=0.3", "did you mean actor_rollout_ref.actor.clip_ratio_high"),
         ("demo", "+trainer.save_frq=3", "unknown key trainer.save_frq; did you mean trainer.save_freq"),
+        (
+            "demo",
+            "+actor_rollout_ref.rollout.custom.validation_length=3",
+            "unknown key actor_rollout_ref.rollout.custom.v",
+        ),
         ("demo", "trainer.save_freq", "Error parsing override"),
         ("demo", "trainer.experiment_name=${nowhere}", "nowhere"),
     ],

@@ -80,6 +80,9 @@ def test_lengths_and_steps(ready):
     tokens = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
     assert f"{tokens} allows 127 tokens" in complaint(ready[1], f"{tokens}=127")
     preflight.check(compose("demo", [*ready[1], f"{tokens}=128"], "cpu"))
+    longer = "actor_rollout_ref.rollout.custom.validation_response_length=65"
+    assert "max_model_len allows 128 tokens, and prompt plus response may have 129" in complaint(ready[1], longer)
+    preflight.check(compose("demo", [*ready[1], longer, "actor_rollout_ref.rollout.max_model_len=129"], "cpu"))
     assert "end after 18 steps" in complaint(ready[1], "trainer.total_epochs=9")
 
 

@@ -27,7 +27,7 @@ def test_validation_responses_pass_the_training_limit_and_are_scored():
     train = [".venv/bin/python", "-m", "recipe.train", *command("test_validation", 1)[1:], "trainer.save_freq=-1"]
     train += ["trainer.test_freq=-1", f"data.max_response_length={TRAINING_TOKENS}"]
     train += ["actor_rollout_ref.rollout.custom.validation_response_length=64"]
-    train += ["actor_rollout_ref.rollout.agent.agent_loop_manager_class=recipe.validation.AgentLoopManager"]
+    train += ["actor_rollout_ref.rollout.agent.agent_loop_manager_class=recipe.agent_loops.AgentLoopManager"]
     train += [f"trainer.rollout_data_dir={folder}/rollouts"]
     done = subprocess.run(train, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
