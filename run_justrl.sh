@@ -198,7 +198,8 @@ for name in ${only:-data base train eval report}; do
       ;;
     base)
       stage "evaluation before training"
-      python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" 9>&-
+      python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" --all >"$run/check.txt" 9>&-
+      tail -n 1 "$run/check.txt"
       evaluate "$model" base 9>&-
       ;;
     train)

@@ -1,7 +1,7 @@
 """verl's single-turn agent loop, for a tokenizer that verl 0.9.1 refuses, and for validation with longer responses.
 
-verl ends training's and validation's at `data.max_response_length`: vLLM's server takes that limit where the sampling
-parameters hold none (`vLLMHttpServer.generate`), and the single-turn loop cuts there again. What comes after, reward, TransferQueue and
+verl ends all responses at `data.max_response_length`: vLLM's server takes that limit where the sampling parameters hold
+none (`vLLMHttpServer.generate`), and the single-turn loop cuts there again. What comes after, reward, TransferQueue and
 validation metrics, takes responses as long as they are: V1 pads no response to a fixed length.
 """
 

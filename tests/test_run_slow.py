@@ -117,6 +117,7 @@ def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, 
         "data.train_batch_size=8",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "data.max_response_length=32",
+        "actor_rollout_ref.rollout.custom.validation_response_length=32",
     ]
     environment = os.environ | {
         "JUSTRL_DAPO": str(tmp_path / "raw.parquet"),
