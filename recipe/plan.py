@@ -46,18 +46,21 @@ GUESSES = {
     "expected": (0.315, 0.156, 0.35),
     "high": (0.39, 0.12, 0.25),  # 6 thousand tokens
 }
+ASSUMED = ("mean response of the longest", "generation of the bandwidth", "training of the FLOP/s")
 SQUARE = 1.4  # assumed: mean square length over squared mean length, as of a log-normal with sigma 0.58
 WORKSPACE = 3 * GIB  # assumed: vLLM's prefill and CUDA graphs
 
 
-def backbone(path: str) -> dict:
+def backbone(path: str | None) -> dict:
     """Return the config of a known hub id or of a local Qwen2; ValueError for anything else."""
-    file = Path(path) / "config.json"
+    file = Path(path or "") / "config.json"
     if not file.is_file() and path in BACKBONES:
         return BACKBONES[path]
     stored = json.loads(file.read_text()) if file.is_file() else {}
     if stored.get("model_type") != "qwen2":
-        raise ValueError(f"model {path}: no folder of a Qwen2, and none of {', '.join(BACKBONES)}")
+        raise ValueError(
+            f"actor_rollout_ref.model.path={path}: no folder of a Qwen2, and none of {', '.join(BACKBONES)}"
+        )
     return {"tie_word_embeddings": False} | stored
 
 
@@ -139,7 +142,8 @@ def plan(config: DictConfig, gpu: str, gpus: int) -> dict:
     cache, needed = generating["KV cache"], (sum(training.values()), sum(generating.values()))
     parts = {name: seconds(config, model, gpu, gpus, max(cache, GIB), guess) for name, guess in GUESSES.items()}
     step = {name: sum(part.values()) for name, part in parts.items()}
-    kept = (config.trainer.max_actor_ckpt_to_keep or steps // config.trainer.save_freq) + 1  # one is being written
+    saved = steps // config.trainer.save_freq if config.trainer.save_freq > 0 else 0
+    kept = min(saved, (config.trainer.max_actor_ckpt_to_keep or saved) + 1)  # one is being written
     return {
         "parameters, billion": parameters(model) / 1e9,
         "steps": steps,
@@ -151,12 +155,18 @@ def plan(config: DictConfig, gpu: str, gpus: int) -> dict:
         "generating, GiB": {part: size / GIB for part, size in generating.items()},
         "most at once, GiB": max(needed) / GIB,
         "fits": cache > 0 and max(needed) <= gpu_bytes,
+        "assumed": ", ".join(
+            f"{what} {middle:.0%} ({low:.0%} to {high:.0%})"
+            for what, low, middle, high in zip(ASSUMED, *GUESSES.values(), strict=True)
+        ),
         "checkpoints, GB": kept * parameters(model) * BYTES_PER_PARAMETER / 1e9,
     }
 
 
 def text(value) -> str:
-    """Return a number, a truth or a mapping of numbers for people."""
+    """Return a number, a text, a truth or a mapping of numbers for people."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return (
             "yes"

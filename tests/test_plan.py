@@ -61,6 +61,19 @@ def test_scaling():
     assert expected_seconds(32, "H100-80GB") / 2 < fewer < expected_seconds(32, "H100-80GB")
 
 
+def test_checkpoints_on_disk():
+    whole = parameters(BACKBONES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]) * 12 / 1e9
+    kept = {
+        "": 4,
+        "trainer.max_actor_ckpt_to_keep=null": 87,
+        "trainer.total_training_steps=60": 1,
+        "trainer.save_freq=-1": 0,
+    }
+    for override, count in kept.items():
+        found = planned(8, "H200", *override.split())
+        assert found["checkpoints, GB"] == pytest.approx(count * whole)
+
+
 def test_backbones_have_the_published_numbers_of_parameters():
     assert [parameters(model) for model in BACKBONES.values()] == [1_777_088_000, 1_543_714_304]
 
@@ -81,7 +94,7 @@ def test_formula_counts_a_real_model(tmp_path):
         (["--gpus", "8", "--gpu", "V100"], "unknown GPU 'V100'; there are A800-80GB"),
         (["--gpus", "0", "--gpu", "H200"], "--gpus and trainer.total_training_steps must be at least 1"),
         (["--gpus", "3", "--gpu", "H200"], "does not divide by 3 ranks"),
-        (["--gpus", "8", "--gpu", "H200", "actor_rollout_ref.model.path=no/model"], "model no/model: no folder"),
+        (["--gpus", "8", "--gpu", "H200", "actor_rollout_ref.model.path=no/model"], "model.path=no/model: no folder"),
         (["--gpus", "8", "--gpu", "H200", "data.max_respons_length=1"], "did you mean data.max_response_length?"),
     ],
 )
