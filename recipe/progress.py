@@ -12,17 +12,35 @@ ERROR_LINE = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit))(?:\(.*?
 WRAPPERS = ("RayTaskError", "ActorDiedError", "EngineDeadError", "Error executing job")
 SMOOTHED_STEPS = 5
 REWARD = "critic/score/mean"
+WARNING = "warning: "  # begins a line of `recipe.health` in the log, which is no cause of a failure
+
+
+def validation_scores(metrics: dict) -> dict[str, float]:
+    """Return the accuracies (0 to 1) of a step's validation sets, named like "AIME24 avg@32"."""
+    found = {re.fullmatch(r"val-core/(.+)/acc/mean@(\d+)", key): value for key, value in metrics.items()}
+    return {f"{match[1]} avg@{match[2]}": value for match, value in found.items() if match}
 
 
 def validation_accuracy(metrics: dict) -> float | None:
     """Return the mean accuracy (0 to 1) over the validation sets of a step, None if it was not validated."""
-    values = [v for k, v in metrics.items() if re.fullmatch(r"val-core/.+/acc/mean@\d+", k)]
+    values = list(validation_scores(metrics).values())
     return sum(values) / len(values) if values else None
 
 
 def has_training(metrics: dict) -> bool:
     """Return whether a step's metrics are of an update, not only of a validation."""
     return REWARD in metrics
+
+
+def step_seconds(metrics: dict) -> float:
+    """Return how long a step took, its validation included (seconds)."""
+    return metrics["timing_s/step"] + metrics.get("timing_s/testing", 0.0)
+
+
+def seconds_left(seconds: list[float], steps_left: int) -> float:
+    """Return the time that `steps_left` steps will take if they are like the last few."""
+    recent = seconds[-SMOOTHED_STEPS:]
+    return steps_left * sum(recent) / len(recent)
 
 
 def number(metrics: dict, key: str, form: str = "+.3f") -> str:
@@ -43,9 +61,8 @@ class StepLines:
         validated = "" if accuracy is None else f"  val acc {accuracy:.3f}"
         if not has_training(metrics):
             return f"  step {step:>4}/{self.total_steps}{validated}"
-        self.seconds.append(metrics["timing_s/step"] + metrics.get("timing_s/testing", 0.0))
-        recent = self.seconds[-SMOOTHED_STEPS:]
-        left = (self.total_steps - step) * sum(recent) / len(recent)
+        self.seconds.append(step_seconds(metrics))
+        left = seconds_left(self.seconds, self.total_steps - step)
         return (
             f"  step {step:>4}/{self.total_steps}  reward {number(metrics, REWARD)}"
             f"  length {number(metrics, 'response_length/mean', '.0f')}"
@@ -74,7 +91,7 @@ def cause(log: Path, offset: int = 0) -> str:
     errors = [line for line in lines if ERROR_LINE.match(line) and not any(word in line for word in WRAPPERS)]
     if errors:
         return errors[0][:500]
-    return next((line[:500] for line in reversed(lines) if line), "no output")
+    return next((line[:500] for line in reversed(lines) if line and not line.startswith(WARNING)), "no output")
 
 
 class WaitingLine:

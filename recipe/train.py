@@ -16,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -26,8 +24,9 @@ from data_prep.files import write_text_whole
 from recipe import preflight
 from recipe.check import add_arguments, allow, require_paper
 from recipe.compose import compose, device
+from recipe.health import Warnings, unscored_share
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
-from recipe.progress import StepLines, WaitingLine, cause, has_training
+from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training
 from recipe.resume import DISCARDED, agree, format_metrics, read_metrics, retain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,15 +145,16 @@ def start_warm_python(socket: str, variables: dict[str, str], log) -> subprocess
     return server
 
 
-def follow(
-    driver: subprocess.Popen,
-    record: ProcessRecord,
-    attempt: Path,
-    metrics_path: Path,
-    lines: StepLines,
-    after_step: Callable[[int], None],
-) -> int:
-    """Move finished steps from verl's file to `metrics.jsonl`, a line printed for each, until the driver ends."""
+def follow(driver: subprocess.Popen, record: ProcessRecord, config: DictConfig, keep: int | None, log) -> int:
+    """Move finished steps from verl's file to `metrics.jsonl`, a line printed for each, until the driver ends.
+
+    Warnings follow the line of their step, and go to `log` too, which the driver's processes append to as well.
+    """
+    checkpoints = Path(config.trainer.default_local_dir)
+    attempt, metrics_path = attempt_path(config), run_folder(config) / "metrics.jsonl"
+    lines, warnings = StepLines(config.trainer.total_training_steps or 0), Warnings(config)
+    for step, metrics in read_metrics(metrics_path).items():
+        warnings.add(step, metrics)  # what was said before a resume is not said again
     seen: set[int] = set()
     read_to = 0
     waiting = WaitingLine("starting Ray, the FSDP actor and the vLLM rollout")
@@ -168,10 +168,15 @@ def follow(
         for step, metrics in read_metrics(attempt).items():
             if step not in seen:
                 seen.add(step)
+                metrics |= unscored_share(step, metrics, config)
                 with open(metrics_path, "a") as file:
                     file.write(format_metrics({step: metrics}))
                 print(lines.line(step, metrics), flush=True)
-                after_step(step)
+                for warning in warnings.add(step, metrics):
+                    print(f"  {WARNING}{warning}", flush=True)
+                    log.write(f"\n{WARNING}{warning}\n")  # on a line of its own: verl's progress bar ends without one
+                    log.flush()
+                retain(checkpoints, keep, step)
 
     while driver.poll() is None:
         record.update()
@@ -225,8 +230,7 @@ def train(config: DictConfig) -> int:
                 driver = subprocess.Popen(
                     command, env=variables, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
                 )
-                after_step = partial(retain, checkpoints, keep)
-                status = follow(driver, record, attempt, metrics_path, StepLines(total or 0), after_step)
+                status = follow(driver, record, config, keep, log)
             finally:
                 for number in STOPPING_SIGNALS:
                     signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave anything running
