@@ -47,6 +47,23 @@ def run_lock(folder: Path):
         yield
 
 
+def lock_holder(folder: Path) -> str | None:
+    """Return who holds a run's lock, as `run_lock` wrote it; None if nobody does that this machine can see."""
+    with contextlib.suppress(FileNotFoundError), open(folder / "run.lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared and for an instant: watchers never exclude a run
+        except BlockingIOError:
+            return lock.read().strip()
+    return None
+
+
+def last_start(folder: Path) -> str:
+    """Return which process last took a run's lock, where and when; "never" if none did."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / "run.lock").read_text().strip() or "never"
+    return "never"
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of every descendant whose own parent ends, so that none escapes the record."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)

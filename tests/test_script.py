@@ -19,6 +19,7 @@ COMMANDS = [
     "recipe.compose",
     "recipe.export",
     "recipe.train",
+    "recipe.watch",
 ]
 
 
@@ -63,6 +64,7 @@ def test_the_script_has_help():
         ["eval.generate", "--model", "models/absent", "--bench", "data", "--output", "outputs/absent"],
         ["eval.grade", "outputs/absent"],
         ["eval.report", "outputs/absent"],
+        ["recipe.watch", "outputs/absent"],
         ["data_prep.dapo", "--source", "absent.parquet", "--output", "outputs/absent.parquet"],
     ],
 )

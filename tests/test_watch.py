@@ -1,0 +1,153 @@
+"""The terminal view as a user runs it: once, followed in a terminal, and on folders that are no run."""
+
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from omegaconf import OmegaConf
+
+from recipe.processes import lock_holder, run_lock
+from tests.conftest import ROOT
+from tests.test_resume import checkpoint
+
+CASE = ROOT / "tests" / "cases" / "metrics.jsonl"
+WATCH = [sys.executable, "-m", "recipe.watch"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of 4 steps that has logged its validation before training and step 2, and saved step 2."""
+    run = tmp_path / "tried"
+    (run / "checkpoints").mkdir(parents=True)
+    config = {"trainer": {"total_training_steps": 4}, "data": {"max_response_length": 64}}
+    OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
+    shutil.copy(CASE, run / "metrics.jsonl")
+    checkpoint(run / "checkpoints", 2)
+    return run
+
+
+def watch(*arguments):
+    """Run the command with its output in a pipe."""
+    return subprocess.run([*WATCH, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_once_shows_values_checkpoint_and_that_nothing_runs(folder):
+    done = watch(folder, "--once")
+    assert done.returncode == 0, done.stderr
+    assert "tried: step 2 of 4; not running on this machine (started: never); last complete checkpoint 2" in done.stdout
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in done.stdout.splitlines()}
+    assert rows["mean reward"] == ["2", "-0.359", "-0.359"]
+    assert rows["policy entropy (nats)"] == ["2", "0.245", "0.245"]
+    assert rows["share of responses truncated"] == ["2", "0.000", "0.000"]
+    assert rows["rollout-trainer mismatch (probability)"] == ["2", "0.00183", "0.00183"]
+    assert rows["validation demo_arithmetic avg@4"] == ["2", "0.594", "0.453"]
+    assert watch(folder).stdout == done.stdout, "a pipe is no terminal, so nothing is followed"
+
+
+def test_the_papers_run_has_bands_published_scores_and_warnings(folder):
+    paper = {
+        "trainer": {"total_training_steps": 4380},
+        "actor_rollout_ref": {"model": {"path": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"}},
+        "data": {"max_response_length": 15360},
+        "reward": {"custom_reward_function": {"path": "reward/justrl.py"}},
+    }
+    OmegaConf.save(OmegaConf.create(paper), folder / "config.yaml")
+    step = json.loads(CASE.read_text().splitlines()[1])["data"] | {"val-core/AIME24/acc/mean@32": 0.3}
+    lines = [json.dumps({"step": number, "data": step}) for number in range(1, 7)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 7, "da')
+    out = watch(folder).stdout
+    assert "1.000 to 1.600" in out
+    assert [line.split()[-4:] for line in out.splitlines() if "AIME24" in line] == [["6", "0.300", "0.300", "0.286"]]
+    assert out.count("warning: step 5: ") == 3, "entropy under band and floor, and length"
+
+
+def test_a_living_run_is_told_from_a_dead_one(folder):
+    with run_lock(folder):
+        assert f"process {os.getpid()} on" in lock_holder(folder)
+        out = watch(folder).stdout
+        assert f"running (process {os.getpid()} on" in out
+        assert "14 s left" in out, "two steps of 5.7 and 1.5 s"
+        with pytest.raises(ValueError, match="in progress"), run_lock(folder):
+            pass  # looking must not have released the lock
+    assert lock_holder(folder) is None
+    assert f"not running on this machine (started: process {os.getpid()} on" in watch(folder).stdout
+
+
+def test_a_run_without_metrics_is_one_clear_line(folder):
+    (folder / "metrics.jsonl").unlink()
+    done = watch(folder)
+    assert done.returncode == 0
+    assert done.stdout.startswith("tried: no metrics yet; not running")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("outputs/never_started", "no such folder; see ls outputs"),
+        ("tests", "has no run's config.yaml, so none was started there"),
+    ],
+)
+def test_what_is_no_run_is_one_line_and_status_2(path, message):
+    done = watch(path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def read_until(terminal, text, seconds=60):
+    """Read from a terminal until `text` appears; fail if it does not."""
+    seen, end = "", time.monotonic() + seconds
+    while text not in seen:
+        assert time.monotonic() < end, f"waited in vain for {text!r} in {seen!r}"
+        if select.select([terminal], [], [], 1)[0]:
+            seen += os.read(terminal, 65536).decode()
+    return seen
+
+
+@pytest.fixture
+def followed(folder):
+    """The command, following the run in a terminal of its own, and that terminal."""
+    ours, its = pty.openpty()
+    env = os.environ | {"COLUMNS": "120", "LINES": "50", "TERM": "xterm"}
+    # A new process group that takes interrupts, where the suite ignores them.
+    enable = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    process = subprocess.Popen(
+        [*WATCH, str(folder)], cwd=ROOT, stdin=its, stdout=its, stderr=its, env=env, preexec_fn=enable
+    )
+    yield process, ours
+    process.kill()
+    process.wait()
+    os.close(its)
+    os.close(ours)
+
+
+def log_step(folder, step):
+    """Append a step's line, as a training does."""
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, "data": json.loads(CASE.read_text().splitlines()[1])["data"]}) + "\n")
+
+
+def test_it_follows_and_an_interrupt_ends_it(folder, followed):
+    process, terminal = followed
+    read_until(terminal, "step 2 of 4")
+    log_step(folder, 3)
+    read_until(terminal, "step 3 of 4")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 0
+    assert "Traceback" not in read_until(terminal, "\x1b[?25h"), "the cursor is shown again"
+
+
+def test_it_ends_with_the_run(folder, followed):
+    process, terminal = followed
+    read_until(terminal, "step 2 of 4")
+    log_step(folder, 4)
+    read_until(terminal, "step 4 of 4")
+    assert process.wait(timeout=30) == 0
