@@ -21,6 +21,7 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_DAPO, JUSTRL_BENCH local copies of the training set and the benchmarks (default: the hub)
              JUSTRL_DATA               folder of prepared data (default: data)
              JUSTRL_EVAL               extra arguments for eval.generate
+             JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
              JUSTRL_PYTHON_BIN         the Python to make the environment with
 
 examples: ./run_justrl.sh

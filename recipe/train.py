@@ -28,6 +28,7 @@ from recipe.health import Warnings, unscored_share
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
 from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training
 from recipe.resume import DISCARDED, agree, format_metrics, read_metrics, retain
+from recipe.tracking import use_wandb, wandb_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_PYTHON = ROOT / "recipe" / "warm_python.py"
@@ -101,6 +102,7 @@ def fixed_environment(config: DictConfig) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "VERL_FILE_LOGGER_PATH": str(attempt_path(config).resolve()),
         "TENSORBOARD_DIR": str((run_folder(config) / "tensorboard").resolve()),
+        **wandb_environment(config, run_folder(config)),
         **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else {}),
     }
 
@@ -257,6 +259,7 @@ def main() -> int:
     try:
         config = allow(compose(args.config, args.overrides, device()), args.allow)
         require_paper(config)
+        use_wandb(config)
         preflight.check(config)
         return train(config)
     except ValueError as error:
