@@ -10,21 +10,20 @@ import html
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
 from data_prep.command import run as run_command
 from data_prep.files import write_text_whole
+from eval.compute import compute_table
+from eval.figures import draw_curves
 from eval.generate import read_samples
 from eval.statistics import paired_difference
-from recipe.progress import REWARD, has_training, number, validation_accuracy
+from recipe.curves import has_bands
+from recipe.health import warnings
+from recipe.progress import REWARD, has_training, number
 from recipe.resume import read_metrics
 
-CURVES = (
-    (REWARD, "mean reward"),
-    ("actor/entropy", "policy entropy (nats)"),
-    ("response_length/mean", "mean response length (tokens)"),
-)
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; }
@@ -46,8 +45,8 @@ def interval_text(mean: float, interval: list[float] | tuple[float, float], sign
     return f"{100 * mean:{'+' if signed else ''}.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def score_table(scores: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: a row per task, a column per checkpoint, then last minus first, paired by problem."""
+def score_table(scores: dict[str, dict]) -> list[list[str]]:
+    """Return rows, the header first: a row per task, a column per checkpoint, last minus first, paired by problem."""
     names = list(scores)
     first, last = scores[names[0]]["tasks"], scores[names[-1]]["tasks"]
     rows = []
@@ -60,37 +59,7 @@ def score_table(scores: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
             after = np.array([last[task]["per_problem"][problem] for problem in problems])
             cells.append(interval_text(*paired_difference(before, after), signed=True))
         rows.append(cells)
-    return ["benchmark", *names, *(["difference"] if len(names) > 1 else [])], rows
-
-
-def draw_curves(by_step: dict[int, dict], path: Path) -> None:
-    """Draw reward, entropy, response length and validation accuracy over steps."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.2), layout="constrained")
-    trained = {step: m for step, m in by_step.items() if has_training(m)}
-    for axis, (key, label) in zip(axes.flat, CURVES, strict=False):
-        axis.plot(
-            list(trained),
-            [np.nan if m[key] is None else m[key] for m in trained.values()],
-            color="#1f6f8b",
-            marker=".",
-            markersize=4,
-        )
-        axis.set_ylabel(label)
-    validated = {step: a for step, m in by_step.items() if (a := validation_accuracy(m)) is not None}
-    axes[1, 1].plot(list(validated), list(validated.values()), color="#b5483a", marker="o", markersize=4)
-    axes[1, 1].set_ylabel("validation accuracy")
-    axes[1, 1].set_ylim(-0.02, 1.02)
-    for axis in axes.flat:
-        axis.set_xlabel("step")
-        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=110, format="png")
-    pyplot.close(figure)
-    aside.replace(path)
+    return [["benchmark", *names, *(["difference"] if len(names) > 1 else [])], *rows]
 
 
 def example_responses(run: Path, count: int = 3) -> list[str]:
@@ -120,15 +89,19 @@ def verdict(scores: dict[str, dict]) -> str:
     return f"The mean score goes from {100 * before:.1f} ({names[0]}) to {100 * after:.1f} ({names[-1]}) percent."
 
 
-def markdown(run: Path, by_step: dict[int, dict], scores: dict[str, dict]) -> str:
-    """Return the report as Markdown."""
+def markdown_table(rows: list[list[str]]) -> str:
+    """Return rows, the first of them the header, as a Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def markdown(run: Path, by_step: dict[int, dict], config: DictConfig | None, scores: dict[str, dict]) -> str:
+    """Return the report as Markdown; `config` is None for a folder without training."""
     parts = [f"# {run.name}\n"]
     trained = [m for m in by_step.values() if has_training(m)]
     if scores:
-        header, rows = score_table(scores)
         track = next(iter(scores.values()))["track"]
         parts.append(f"{verdict(scores)}\n")
-        parts.append("\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]))
+        parts.append(markdown_table(score_table(scores)))
         parts.append(f"\nPercent, with 95 % bootstrap intervals over problems; graded by {track}.\n")
     if trained:
         seconds = sum(m["timing_s/step"] for m in trained)
@@ -137,6 +110,15 @@ def markdown(run: Path, by_step: dict[int, dict], scores: dict[str, dict]) -> st
             f"and {number(trained[-1], REWARD)} at the last.\n"
         )
         parts.append("![curves](curves.png)\n")
+        if has_bands(config):
+            parts.append(
+                "Shaded: the paper's bands. Dashed: its AIME24 in training, read off its figure 1 by eye, graded with "
+                "math-verify on up to 31,744 tokens.\n"
+            )
+        if found := warnings(by_step, config):
+            parts.append("Warnings:\n\n" + "\n".join(f"- {line}" for line in found) + "\n")
+        rows, note = compute_table(by_step, config)
+        parts.append(f"{markdown_table(rows)}\n\n{note}\n")
     if scores and (shown := example_responses(run)):
         parts.append("Responses of the last model:\n\n" + "\n\n".join(shown) + "\n")
     return "\n".join(parts)
@@ -168,9 +150,11 @@ def write(run: Path) -> None:
     if not by_step and not scores:
         raise ValueError(f"{run}: holds no metrics.jsonl and no eval/*/scores.json; is it a run's folder?")
     figure = run / "curves.png"
+    config = None
     if any(has_training(m) for m in by_step.values()):
-        draw_curves(by_step, figure)
-    text = markdown(run, by_step, scores)
+        config = OmegaConf.load(run / "config.yaml")
+        draw_curves(by_step, config, figure)
+    text = markdown(run, by_step, config, scores)
     write_text_whole(run / "report.md", text)
     write_text_whole(run / "report.html", as_html(run, text, figure))
 

@@ -5,10 +5,15 @@ import math
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from eval import grade, report
+from eval.compute import compute
 from eval.generate import check_fingerprint, read_samples, sample_seed
 from eval.statistics import average, bootstrap_interval, paired_difference
+from recipe.compose import compose
+from recipe.curves import BUDGETS, backbone
+from tests.conftest import ROOT
 
 
 def test_seeds_depend_on_each_argument_and_nothing_else():
@@ -85,14 +90,10 @@ def test_samples_of_other_settings_are_not_mixed(tmp_path):
 @pytest.fixture
 def run_folder(tmp_path):
     """A run of three steps with an evaluation before and after."""
-    lines = []
-    for step in range(4):
-        data = {"val-core/demo/acc/mean@4": 0.1 * step}
-        if step:
-            data |= {"critic/score/mean": step / 3, "actor/entropy": 0.2, "response_length/mean": 20.0}
-            data |= {"timing_s/step": 2.0}
-        lines.append(json.dumps({"step": step, "data": data}))
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    start, step = map(json.loads, (ROOT / "tests" / "cases" / "metrics.jsonl").read_text().splitlines())
+    lines = [start, *(step | {"step": number} for number in (1, 2, 3))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    OmegaConf.save(compose("demo", ["trainer.n_gpus_per_node=4"], "cuda"), tmp_path / "config.yaml")
     write_samples(tmp_path / "eval" / "base", "demo", ["no"] * 4)
     write_samples(tmp_path / "eval" / "step_3", "demo", [r"\boxed{4}", "no"] * 2)
     return tmp_path
@@ -122,3 +123,53 @@ def test_zero_is_said_plainly(run_folder):
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(ValueError, match="is it a run's folder"):
         report.write(tmp_path)
+
+
+def test_the_report_counts_what_was_computed_beside_the_published(run_folder):
+    report.write(run_folder)
+    text = (run_folder / "report.md").read_text()
+    rows = dict(row.strip("| ").split(" | ", 1) for row in text.splitlines() if row.startswith("| "))
+    assert rows["steps"] == "3 | 4,380"
+    assert rows["optimizer steps"] == "12 | 17,520"
+    assert rows["prompts"] == "96 | 1,121,280"
+    assert rows["responses"] == "768 | 8,970,240"
+    assert rows["tokens generated"] == "12,054 | not stated", "3 steps of 256 responses of 15.6953 tokens"
+    assert rows["budget by the paper's formula (tokens)"] == "98,304 | 1.4e11"
+    assert rows["tokens generated / budget"].startswith("0.12 |")
+    assert rows["GPU hours"] == "0.09 | about 11,500 (A800)", "3 steps of 5.67 and 1.45 s on 4 nodes of 4"
+    assert "BroRL 6.8e11" in text
+
+
+def test_the_published_budgets_are_the_papers_formula():
+    for name in ("justrl_deepseek", "justrl_nemotron"):
+        config = compose(name, [], "cuda")
+        step = {"critic/score/mean": 0.0, "response_length/mean": 4500.0, "timing_s/step": 296.0}
+        found = compute(dict.fromkeys(range(1, config.trainer.total_training_steps + 1), step), config)
+        assert found["budget"] == pytest.approx(BUDGETS[f"JustRL-{backbone(config)}"], rel=0.06)
+        assert found["updates"] == 4 * config.trainer.total_training_steps
+    assert found["tokens"] / found["budget"] == pytest.approx(0.27, abs=0.01), "facts: about 0.3"
+
+
+def test_the_papers_run_is_drawn_before_its_bands_and_curve(run_folder):
+    """The same metrics give another picture under the paper's config; a gradient norm of null does not stop it."""
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    for step in range(4, 130):
+        lines.append({"step": step, "data": lines[-1]["data"] | {"actor/grad_norm": None if step % 2 else 0.1}})
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pictures, texts = [], []
+    for model in ("models/other", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"):
+        config = compose("justrl_deepseek", [f"actor_rollout_ref.model.path={model}"], "cuda")
+        OmegaConf.save(config, run_folder / "config.yaml")
+        report.write(run_folder)
+        pictures.append((run_folder / "curves.png").read_bytes())
+        texts.append((run_folder / "report.md").read_text())
+    assert pictures[0] != pictures[1]
+    line = "- step 5: mean response length (tokens) 16, mean of 5, is below the paper's band"
+    assert ("Dashed: its AIME24" in texts[0], line in texts[0]) == (False, False)
+    assert ("Dashed: its AIME24" in texts[1], line in texts[1]) == (True, True)
+
+
+def test_metrics_without_a_config_are_refused(run_folder):
+    (run_folder / "config.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml"):
+        report.write(run_folder)
