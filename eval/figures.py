@@ -61,7 +61,7 @@ def draw_line(axis, values: dict[int, float], colour: str, **options) -> None:
 
 def draw_quantity(axis, name: str, values: dict[int, float], papers: bool) -> None:
     """Draw one quantity, before the paper's band if it has one and the run is one of the paper's."""
-    axis.set_title(QUANTITIES[name].label, fontsize="medium", loc="left")
+    axis.set_title(QUANTITIES[name][1], fontsize="medium", loc="left")
     draw_line(axis, values, OURS)
     if papers and name in BANDS:
         steps = np.arange(max(values) + 1)

@@ -53,7 +53,7 @@ def backbone(config: DictConfig) -> str | None:
 
 
 def has_bands(config: DictConfig) -> bool:
-    """Return whether a composed config is the paper's plain recipe: a backbone of its, the strict reward, no penalty.
+    """Return whether a composed config is the paper's plain recipe: its backbone and reward, and no penalty.
 
     The ablation arms change the reward, and their entropy is meant to fall.
     """

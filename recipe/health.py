@@ -3,8 +3,6 @@
 import json
 import math
 from collections import deque
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,32 +13,39 @@ from recipe.progress import REWARD, SMOOTHED_STEPS, has_training, validation_acc
 
 UNSCORED = "val-aux/unscored/mean"  # this project's own, beside verl's keys in metrics.jsonl
 
-# These three lines are this project's; the paper states none. Its runs stay above an entropy of 1.0, its arms with
-# an over-long penalty at 0.5-0.6. Before training, the backbones are cut off or boxless in up to half of AIME.
-ENTROPY_FLOOR = 0.6
-TRUNCATED_LIMIT = 0.5
-UNSCORED_LIMIT = 0.5
-
-
-class Quantity(NamedTuple):
-    """A number of each step: verl's key, a name with the unit, a format."""
-
-    key: str
-    label: str
-    form: str
-
-
-QUANTITIES = {
-    "reward": Quantity(REWARD, "mean reward", "+.3f"),
-    "entropy": Quantity("actor/entropy", "policy entropy (nats)", ".3f"),
-    "length": Quantity("response_length/mean", "mean response length (tokens)", ",.0f"),
-    "truncated": Quantity("response_length/clip_ratio", "share of responses truncated", ".3f"),
-    "clipped": Quantity("actor/pg_clipfrac", "share of tokens clipped", ".4f"),
-    "gradient": Quantity("actor/grad_norm", "gradient norm", ".3f"),
-    "mismatch": Quantity("training/rollout_probs_diff_mean", "rollout-trainer mismatch (probability)", ".5f"),
-    "rate": Quantity("perf/throughput", "tokens a second and rank, prompts included", ",.0f"),
-    "unscored": Quantity(UNSCORED, "share of validation responses unscored", ".3f"),
+QUANTITIES = {  # verl's key, a name with its unit, a format
+    "reward": (REWARD, "mean reward", "+.3f"),
+    "entropy": ("actor/entropy", "policy entropy (nats)", ".3f"),
+    "length": ("response_length/mean", "mean response length (tokens)", ",.0f"),
+    "truncated": ("response_length/clip_ratio", "share of responses truncated", ".3f"),
+    "clipped": ("actor/pg_clipfrac", "share of tokens clipped", ".4f"),
+    "gradient": ("actor/grad_norm", "gradient norm", ".3f"),
+    "mismatch": ("training/rollout_probs_diff_mean", "rollout-trainer mismatch (probability)", ".5f"),
+    "rate": ("perf/throughput", "tokens a second and rank, prompts included", ",.0f"),
+    "unscored": (UNSCORED, "share of validation responses unscored", ".3f"),
 }
+
+
+class Rule(NamedTuple):
+    """What a quantity's mean over a window may mean outside its bounds: the paper's band, or limits of every run."""
+
+    quantity: str
+    below: str
+    above: str
+    limits: tuple[float, float] | None = None
+    window: int = SMOOTHED_STEPS  # steps, or validations
+
+
+# The limits are this project's. The paper's runs keep an entropy above 1.0, its arms with an over-long penalty 0.5-0.6.
+FALL = Rule("entropy", "collapsing, as in the paper's arms with an over-long penalty?", "", (0.6, math.inf))
+RULES = (
+    Rule("reward", "has learning stopped, do data, prompt or reward differ?", "is the reward too generous?"),
+    Rule("length", "are responses losing their reasoning?", "are responses running away, or repeating themselves?"),
+    Rule("entropy", "is exploration narrowing?", "is the policy turning into noise?"),
+    FALL,
+    Rule("truncated", "", "most responses are cut off before their answer, and score as wrong", (0, 0.5)),
+    Rule("unscored", "", "most responses are cut off, have no box, or cannot be judged by the reward", (0, 0.5), 1),
+)
 
 
 def quantities(metrics: dict, response_limit: int) -> dict[str, float]:
@@ -49,11 +54,10 @@ def quantities(metrics: dict, response_limit: int) -> dict[str, float]:
     verl 0.9 measures `response_length/clip_ratio` against the longest response of the batch, not against the limit:
     it is the truncated share only where the longest response reached the limit, and the share is 0 elsewhere.
     """
-    found = {name: metrics[q.key] for name, q in QUANTITIES.items() if q.key in metrics}
-    found = {name: math.nan if value is None else value for name, value in found.items()}
+    found = {name: metrics[key] for name, (key, _, _) in QUANTITIES.items() if key in metrics}
     if "truncated" in found and metrics["response_length/max"] < response_limit:
         found["truncated"] = 0.0
-    return found
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def series(by_step: dict[int, dict], config: DictConfig) -> dict[str, dict[int, float]]:
@@ -82,112 +86,49 @@ def unscored_share(step: int, metrics: dict, config: DictConfig) -> dict[str, fl
     return {UNSCORED: sum(unscored) / len(unscored)} if unscored else {}
 
 
-class Rule(NamedTuple):
-    """Bounds of a quantity at a step, what they are, and what it may mean to be below or above them."""
-
-    quantity: str
-    bounds: Callable[[int], tuple[float, float]]
-    source: str
-    below: str
-    above: str
-    window: int = SMOOTHED_STEPS  # steps (or validations) whose mean is judged
-
-
-PAPER = "the paper's band"
-ENTROPY_FALL = Rule(
-    "entropy",
-    lambda step: (ENTROPY_FLOOR, math.inf),
-    "the floor",
-    "exploration may be collapsing, as in the paper's arms with an over-long penalty, which end 5 to 10 points lower",
-    "",
-)
-RULES = (
-    Rule(
-        "reward",
-        partial(band, "reward"),
-        PAPER,
-        "learning may have stopped, or data, prompt or reward differ from the paper's",
-        "the reward may be more generous, or the problems easier, than the paper's",
-    ),
-    Rule(
-        "length",
-        partial(band, "length"),
-        PAPER,
-        "responses may be losing their reasoning",
-        "responses may be running away or repeating themselves",
-    ),
-    Rule(
-        "entropy",
-        partial(band, "entropy"),
-        PAPER,
-        "exploration is narrowing",
-        "the policy may be turning into noise; see the gradient norm and the mismatch",
-    ),
-    ENTROPY_FALL,
-    Rule(
-        "truncated",
-        lambda step: (0, TRUNCATED_LIMIT),
-        "the limit",
-        "",
-        "most responses are cut off before their answer, and score as wrong",
-    ),
-    Rule(
-        "unscored",
-        lambda step: (0, UNSCORED_LIMIT),
-        "the limit",
-        "",
-        "most responses are cut off, end without a box, or cannot be judged by the reward",
-        window=1,
-    ),
-)
-
-
 class Warnings:
     """Judges the steps of a run as they arrive.
 
-    A rule warns when the mean of its window leaves the bounds, and again only after a whole window within them. The
-    entropy floor is for every run, but one that starts below it has not fallen: outside the paper's runs it warns
-    only after a window above it (the demo's tiny model starts at 0.26).
+    A rule warns when the mean of its window leaves the bounds, and again only after a whole window within them. A run
+    that starts below the entropy limit has not fallen: outside the paper's runs that rule waits for a window above it
+    (the demo's tiny model starts at 0.26).
     """
 
     def __init__(self, config: DictConfig):
-        papers = has_bands(config)
-        self.rules = [rule for rule in RULES if papers or rule.source != PAPER]
-        self.response_limit = config.data.max_response_length
+        papers, self.response_limit = has_bands(config), config.data.max_response_length
+        self.rules = [rule for rule in RULES if papers or rule.limits]
         self.recent = [deque(maxlen=rule.window) for rule in self.rules]
-        self.inside = [rule.window if papers or rule is not ENTROPY_FALL else 0 for rule in self.rules]
+        self.inside = [0 if rule is FALL and not papers else rule.window for rule in self.rules]
 
     def add(self, step: int, metrics: dict) -> list[str]:
         """Take the next step's metrics and return a line for each warning that starts with it."""
         if not has_training(metrics):
             return []  # a validation before training says nothing about the run
-        started = []
-        values = quantities(metrics, self.response_limit)
+        values, started = quantities(metrics, self.response_limit), []
         for i, rule in enumerate(self.rules):
             if rule.quantity not in values:
                 continue
             self.recent[i].append(values[rule.quantity])
             mean = sum(self.recent[i]) / len(self.recent[i])
-            low, high = rule.bounds(step)
+            low, high = rule.limits or band(rule.quantity, step)
             if low <= mean <= high:
                 self.inside[i] += 1
             elif len(self.recent[i]) == rule.window:
                 if self.inside[i] >= rule.window:
-                    started.append(warning_line(rule, step, mean))
+                    started.append(warning_line(rule, step, mean, low, high))
                 self.inside[i] = 0
         return started
 
 
-def warning_line(rule: Rule, step: int, mean: float) -> str:
-    """Return a line like "step 812: policy entropy (nats) 0.553, mean of 5, is below the floor (0.600): ..."."""
+def warning_line(rule: Rule, step: int, mean: float, low: float, high: float) -> str:
+    """Return a line like "step 812: policy entropy (nats) 0.553, mean of 5, is below the limit of 0.600: ..."."""
     _, label, form = QUANTITIES[rule.quantity]
-    low, high = rule.bounds(step)
-    side, meaning = ("above", rule.above) if mean > high else ("below", rule.below)
     if math.isnan(mean):
-        side, meaning = "no number, so outside", "look for the first overflow in the log"
-    limits = [format(bound, form) for bound, text in ((low, rule.below), (high, rule.above)) if text]
+        return f"step {step}: {label} is no number: see the log for the first overflow"
+    side, bound, meaning = ("above", high, rule.above) if mean > high else ("below", low, rule.below)
+    against = f"limit of {bound:{form}}" if rule.limits else f"paper's band, {low:{form}} to {high:{form}}"
     over = f", mean of {rule.window}," if rule.window > 1 else ""
-    return f"step {step}: {label} {mean:{form}}{over} is {side} {rule.source} ({' to '.join(limits)}): {meaning}"
+    return f"step {step}: {label} {mean:{form}}{over} is {side} the {against}: {meaning}"
 
 
 def warnings(by_step: dict[int, dict], config: DictConfig) -> list[str]:

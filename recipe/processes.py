@@ -57,13 +57,6 @@ def lock_holder(folder: Path) -> str | None:
     return None
 
 
-def last_start(folder: Path) -> str:
-    """Return which process last took a run's lock, where and when; "never" if none did."""
-    with contextlib.suppress(FileNotFoundError):
-        return (folder / "run.lock").read_text().strip() or "never"
-    return "never"
-
-
 def adopt_orphans() -> None:
     """Make this process the parent of every descendant whose own parent ends, so that none escapes the record."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -1,4 +1,4 @@
-"""Weights & Biases by one switch: JUSTRL_WANDB=online or offline; without it a run logs to file and TensorBoard."""
+"""Weights & Biases by one switch: JUSTRL_WANDB=online or offline. Without it a run logs to its file and TensorBoard."""
 
 import os
 import secrets
@@ -9,23 +9,14 @@ from omegaconf import DictConfig
 from data_prep.files import write_text_whole
 from recipe.preflight import files
 
-LOGGER = "wandb"
-MODES = ("online", "offline")
-
 
 def use_wandb(config: DictConfig) -> None:
-    """Add W&B to a composed config's loggers, in place, if JUSTRL_WANDB asks for it.
-
-    Raises:
-        ValueError: JUSTRL_WANDB is something else.
-    """
+    """Add W&B to a composed config's loggers, in place, if JUSTRL_WANDB asks for it; ValueError if it is mistyped."""
     mode = os.environ.get("JUSTRL_WANDB")
-    if not mode:
-        return
-    if mode not in MODES:
-        raise ValueError(f"JUSTRL_WANDB={mode}: use {' or '.join(MODES)}")
-    if LOGGER not in config.trainer.logger:
-        config.trainer.logger = [*files(config.trainer.logger), LOGGER]
+    if mode not in (None, "", "online", "offline"):
+        raise ValueError(f"JUSTRL_WANDB={mode}: use online or offline")
+    if mode and "wandb" not in config.trainer.logger:
+        config.trainer.logger = [*files(config.trainer.logger), "wandb"]
 
 
 def wandb_environment(config: DictConfig, folder: Path) -> dict[str, str]:
@@ -33,14 +24,10 @@ def wandb_environment(config: DictConfig, folder: Path) -> dict[str, str]:
 
     The id is drawn once and kept in the folder's `wandb.id`: a name alone would mix runs of two people or two tries.
     """
-    if LOGGER not in config.trainer.logger:
+    if "wandb" not in config.trainer.logger:
         return {}
-    path = folder / "wandb.id"
+    path, mode = folder / "wandb.id", os.environ.get("JUSTRL_WANDB")
     if not path.exists():
         write_text_whole(path, secrets.token_hex(4))
-    mode = os.environ.get("JUSTRL_WANDB")
-    return {
-        "WANDB_RUN_ID": path.read_text(),
-        "WANDB_RESUME": "allow",
-        "WANDB_DIR": str(folder.resolve()),
-    } | ({"WANDB_MODE": mode} if mode else {})
+    fixed = {"WANDB_RUN_ID": path.read_text(), "WANDB_RESUME": "allow", "WANDB_DIR": str(folder.resolve())}
+    return fixed | ({"WANDB_MODE": mode} if mode else {})

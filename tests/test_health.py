@@ -86,9 +86,11 @@ def test_falling_entropy_warns_once_at_the_band_and_once_at_the_floor():
     found = warnings(run(lambda step: {"actor/entropy": max(0.3, 1.3 - 0.02 * (step - 1000))}), config())
     assert len(found) == 2
     assert found[0].startswith(
-        "step 1018: policy entropy (nats) 0.980, mean of 5, is below the paper's band (1.000 to 1"
+        "step 1018: policy entropy (nats) 0.980, mean of 5, is below the paper's band, 1.000 to 1.6"
     )
-    assert found[1].startswith("step 1038: policy entropy (nats) 0.580, mean of 5, is below the floor (0.600): explor")
+    assert found[1].startswith(
+        "step 1038: policy entropy (nats) 0.580, mean of 5, is below the limit of 0.600: collapsing"
+    )
 
 
 def test_the_entropy_floor_is_for_every_run_that_starts_above_it():
@@ -105,20 +107,32 @@ def test_a_warning_comes_again_only_after_a_whole_window_of_health():
     assert len(warnings(run(jump(6)), config())) == 1, "in the band, but not for as long as is averaged over"
     found = warnings(run(jump(20)), config())
     assert [line.split(":")[0] for line in found] == ["step 1005", "step 1051"]
-    assert "above the paper's band (4,000 to 5,000)" in found[0]
+    assert "above the paper's band, 4,000 to 5,000: are responses running" in found[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"critic/score/mean": -0.9}, "mean reward -0.900, mean of 5, is below the paper's band (-0.571 to +0.600)"),
-        ({"critic/score/mean": None}, "mean reward +nan, mean of 5, is no number, so outside the paper's band"),
-        ({"response_length/mean": 900.0}, "(tokens) 900, mean of 5, is below the paper's band (4,000 to 5,000)"),
+        (
+            {"critic/score/mean": -0.9},
+            "mean reward -0.900, mean of 5, is below the paper's band, -0.571 to +0.600: has learning",
+        ),
+        (
+            {"critic/score/mean": None},
+            "step 1005: mean reward is no number: see the log",
+        ),
+        (
+            {"response_length/mean": 900.0},
+            "(tokens) 900, mean of 5, is below the paper's band, 4,000 to 5,000: are responses losing",
+        ),
         (
             {"response_length/max": 15360.0, "response_length/clip_ratio": 0.7},
-            "step 1005: share of responses truncated 0.700, mean of 5, is above the limit (0.500): most",
+            "step 1005: share of responses truncated 0.700, mean of 5, is above the limit of 0.500: most",
         ),
-        ({UNSCORED: 0.8}, "step 1001: share of validation responses unscored 0.800 is above the limit (0.500): most"),
+        (
+            {UNSCORED: 0.8},
+            "step 1001: share of validation responses unscored 0.800 is above the limit of 0.500: most",
+        ),
     ],
 )
 def test_each_drift_is_one_warning_with_value_step_and_bounds(changes, text):
