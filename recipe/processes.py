@@ -51,7 +51,7 @@ def lock_holder(folder: Path) -> str | None:
     """Return who holds a run's lock, as `run_lock` wrote it; None if nobody does that this machine can see."""
     with contextlib.suppress(FileNotFoundError), open(folder / "run.lock") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared and for an instant: watchers never exclude a run
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, and for an instant only: a start needs it
         except BlockingIOError:
             return lock.read().strip()
     return None

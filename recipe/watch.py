@@ -32,13 +32,13 @@ WIDTH = 1000  # where the output is no terminal: lines stay whole
 
 
 class Run(NamedTuple):
-    """What a run's folder held when it was read; `checkpoints` are the steps of the complete ones."""
+    """What a run's folder held when it was read: metrics by step, complete checkpoints, and what is shown of them."""
 
     folder: Path
     config: DictConfig
     by_step: dict[int, dict]
     checkpoints: list[int]
-    warnings: list[str]
+    body: Group
 
     @property
     def last(self) -> int:
@@ -56,7 +56,11 @@ def read_run(folder: Path) -> Run:
     if not OmegaConf.select(config, "data.max_response_length"):
         raise ValueError(f"{folder}: has no run's config.yaml, so none was started there; give outputs/<experiment>")
     by_step = read_metrics(folder / "metrics.jsonl")
-    return Run(folder, config, by_step, complete_checkpoints(folder / "checkpoints"), warnings(by_step, config))
+    lines = [f"{WARNING}{line}" for line in warnings(by_step, config)]
+    if (hidden := len(lines) - WARNINGS_SHOWN) > 0:
+        lines = [f"{hidden} earlier warnings are in {folder / 'train.log'}", *lines[hidden:]]
+    body = Group(*([table(by_step, config)] if by_step else []), *(Text(line, "yellow") for line in lines))
+    return Run(folder, config, by_step, complete_checkpoints(folder / "checkpoints"), body)
 
 
 def headline(run: Run) -> str:
@@ -69,16 +73,16 @@ def headline(run: Run) -> str:
     return f"{run.folder.name}: {step}{left}; {life}; last complete checkpoint {(run.checkpoints or ['none'])[-1]}"
 
 
-def table(run: Run) -> Table:
+def table(by_step: dict[int, dict], config: DictConfig) -> Table:
     """Return each quantity and validation set: its last step, the value there, the mean of the last, the paper's."""
     shown = Table("quantity", box=None, pad_edge=False)
     for title in ("step", "value", f"mean of {SMOOTHED_STEPS}", "paper"):
         shown.add_column(title, justify="right")
-    for name, values in series(run.by_step, run.config).items():
+    for name, values in series(by_step, config).items():
         step, (_, label, form) = list(values)[-1], QUANTITIES.get(name, ("", f"validation {name}", ".3f"))
         paper = ()
-        if has_bands(run.config):
-            published = aime24(step, run.config) if name == "AIME24 avg@32" else None
+        if has_bands(config):
+            published = aime24(step, config) if name == "AIME24 avg@32" else None
             paper = (published,) if published else band(name, step) or ()
         numbers = (values[step], np.mean(list(values.values())[-SMOOTHED_STEPS:]))
         cells = [*(format(value, form) for value in numbers), " to ".join(format(limit, form) for limit in paper)]
@@ -87,12 +91,8 @@ def table(run: Run) -> Table:
 
 
 def view(run: Run) -> Group:
-    """Return everything that is shown of a run."""
-    lines = [f"{WARNING}{line}" for line in run.warnings[-WARNINGS_SHOWN:]]
-    if len(run.warnings) > WARNINGS_SHOWN:
-        lines.insert(0, f"{len(run.warnings) - WARNINGS_SHOWN} earlier warnings are in {run.folder / 'train.log'}")
-    parts = [headline(run), *([table(run)] if run.by_step else []), *(Text(line, "yellow") for line in lines)]
-    return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
+    """Return everything that is shown of a run; whether it is alive is looked up now."""
+    return Group(Text(headline(run)), run.body)
 
 
 def follow(run: Run, console: Console) -> None:

@@ -68,6 +68,18 @@ def test_the_papers_run_has_bands_published_scores_and_warnings(folder):
     assert out.count("warning: step 5: ") == 3, "entropy under band and floor, and length"
 
 
+def test_only_the_newest_warnings_are_shown(folder):
+    step = json.loads(CASE.read_text().splitlines()[1])["data"]
+    cut_off = step | {"response_length/max": 64.0, "response_length/clip_ratio": 1.0}
+    lines = [json.dumps({"step": n, "data": cut_off if n // 20 % 2 else step}) for n in range(1, 241)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    out = watch(folder).stdout
+    assert "2 earlier warnings are in" in out
+    assert [line.split(":")[1] for line in out.splitlines() if line.startswith("warning")] == [
+        f" step {n}" for n in (102, 142, 182, 222)
+    ]
+
+
 def test_a_living_run_is_told_from_a_dead_one(folder):
     with run_lock(folder):
         assert f"process {os.getpid()} on" in lock_holder(folder)
