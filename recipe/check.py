@@ -23,7 +23,7 @@ from rich.table import Table
 from data_prep.command import run
 from recipe import preflight
 from recipe.compose import UNDECLARED_KEYS, compose, config_names, device
-from recipe.paper import BACKBONES, VALUES, Value
+from recipe.paper import BACKBONES, VALUES, Value, backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 STATUS_STYLES = {"same": "", "machine": "dim", "allowed": "yellow", "different": "bold red"}
@@ -36,12 +36,6 @@ class Comparison(NamedTuple):
     expected: Any
     actual: Any
     status: str
-
-
-def backbone(model: str | None) -> str | None:
-    """Return the paper's backbone that a hub id or a local folder is named after; None for another model."""
-    name = Path(model or "").name
-    return next((known for known in BACKBONES if model == known or name == Path(known).name), None)
 
 
 def pair(config: DictConfig, stated: Value) -> tuple[Any, Any]:

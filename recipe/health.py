@@ -1,17 +1,17 @@
 """The quantities by which a run is watched, and warnings when one of them goes where it should not."""
 
-import json
 import math
 from collections import deque
-from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 from recipe.curves import band, has_bands
-from recipe.progress import REWARD, SMOOTHED_STEPS, has_training, validation_accuracy, validation_scores
+from recipe.progress import REWARD, SMOOTHED_STEPS, has_training, validation_scores
 
-UNSCORED = "val-aux/unscored/mean"  # this project's own, beside verl's keys in metrics.jsonl
+# What recipe.reward_metrics logs of a response without an answer where the reward looks, or with one that it could not
+# judge; the strict reward has the first alone.
+UNSCORED = ("reward/pred_empty", "reward/timed_out", "reward/crashed")
 
 QUANTITIES = {  # verl's key, a name with its unit, a format
     "reward": (REWARD, "mean reward", "+.3f"),
@@ -22,7 +22,7 @@ QUANTITIES = {  # verl's key, a name with its unit, a format
     "gradient": ("actor/grad_norm", "gradient norm", ".3f"),
     "mismatch": ("training/rollout_probs_diff_mean", "rollout-trainer mismatch (probability)", ".5f"),
     "rate": ("perf/throughput", "tokens a second and rank, prompts included", ",.0f"),
-    "unscored": (UNSCORED, "share of validation responses unscored", ".3f"),
+    "unscored": (UNSCORED[0], "share of responses unscored", ".3f"),
 }
 
 
@@ -33,7 +33,6 @@ class Rule(NamedTuple):
     below: str
     above: str
     limits: tuple[float, float] | None = None
-    window: int = SMOOTHED_STEPS  # steps, or validations
 
 
 # The limits are this project's. The paper's runs keep an entropy above 1.0, its arms with an over-long penalty 0.5-0.6.
@@ -44,7 +43,7 @@ RULES = (
     Rule("entropy", "is exploration narrowing?", "is the policy turning into noise?"),
     FALL,
     Rule("truncated", "", "most responses are cut off before their answer, and score as wrong", (0, 0.5)),
-    Rule("unscored", "", "most responses are cut off, have no box, or cannot be judged by the reward", (0, 0.5), 1),
+    Rule("unscored", "", "most responses are cut off, have no box, or cannot be judged by the reward", (0, 0.5)),
 )
 
 
@@ -57,6 +56,8 @@ def quantities(metrics: dict, response_limit: int) -> dict[str, float]:
     found = {name: metrics[key] for name, (key, _, _) in QUANTITIES.items() if key in metrics}
     if "truncated" in found and metrics["response_length/max"] < response_limit:
         found["truncated"] = 0.0
+    if "unscored" in found:
+        found["unscored"] = sum(metrics.get(key) or 0.0 for key in UNSCORED)
     return {name: math.nan if value is None else value for name, value in found.items()}
 
 
@@ -70,22 +71,6 @@ def series(by_step: dict[int, dict], config: DictConfig) -> dict[str, dict[int, 
     return {name: values for name, values in found.items() if values}
 
 
-def unscored_share(step: int, metrics: dict, config: DictConfig) -> dict[str, float]:
-    """Return {UNSCORED: share of a step's validation responses that got no score}, or {} without a validation.
-
-    Unscored is a response without an answer (`pred`: no closed box where the reward looks), or one whose answer
-    `reward/robust.py` could not judge. verl's metrics leave strings out, so its dump of the responses is read.
-    """
-    folder = config.trainer.validation_data_dir
-    if validation_accuracy(metrics) is None or not folder or not (dump := Path(folder, f"{step}.jsonl")).is_file():
-        return {}
-    # verl's thread that writes it starts before the metrics are computed, but may not have ended: a torn last line
-    with open(dump, encoding="utf-8", errors="replace") as file:
-        responses = (json.loads(line) for line in file if line.endswith("\n"))
-        unscored = [not r.get("pred") or any(map(r.get, ("timed_out", "crashed"))) for r in responses]
-    return {UNSCORED: sum(unscored) / len(unscored)} if unscored else {}
-
-
 class Warnings:
     """Judges the steps of a run as they arrive.
 
@@ -97,8 +82,8 @@ class Warnings:
     def __init__(self, config: DictConfig):
         papers, self.response_limit = has_bands(config), config.data.max_response_length
         self.rules = [rule for rule in RULES if papers or rule.limits]
-        self.recent = [deque(maxlen=rule.window) for rule in self.rules]
-        self.inside = [0 if rule is FALL and not papers else rule.window for rule in self.rules]
+        self.recent = [deque(maxlen=SMOOTHED_STEPS) for rule in self.rules]
+        self.inside = [0 if rule is FALL and not papers else SMOOTHED_STEPS for rule in self.rules]
 
     def add(self, step: int, metrics: dict) -> list[str]:
         """Take the next step's metrics and return a line for each warning that starts with it."""
@@ -113,8 +98,8 @@ class Warnings:
             low, high = rule.limits or band(rule.quantity, step)
             if low <= mean <= high:
                 self.inside[i] += 1
-            elif len(self.recent[i]) == rule.window:
-                if self.inside[i] >= rule.window:
+            elif len(self.recent[i]) == SMOOTHED_STEPS:
+                if self.inside[i] >= SMOOTHED_STEPS:
                     started.append(warning_line(rule, step, mean, low, high))
                 self.inside[i] = 0
         return started
@@ -127,8 +112,7 @@ def warning_line(rule: Rule, step: int, mean: float, low: float, high: float) ->
         return f"step {step}: {label} is no number: see the log for the first overflow"
     side, bound, meaning = ("above", high, rule.above) if mean > high else ("below", low, rule.below)
     against = f"limit of {bound:{form}}" if rule.limits else f"paper's band, {low:{form}} to {high:{form}}"
-    over = f", mean of {rule.window}," if rule.window > 1 else ""
-    return f"step {step}: {label} {mean:{form}}{over} is {side} the {against}: {meaning}"
+    return f"step {step}: {label} {mean:{form}}, mean of {SMOOTHED_STEPS}, is {side} the {against}: {meaning}"
 
 
 def warnings(by_step: dict[int, dict], config: DictConfig) -> list[str]:

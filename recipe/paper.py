@@ -1,5 +1,6 @@
 """What the paper and its release state, as keys of verl 0.9.1's config, each with its source and what it affects."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 PAPER = "paper, table 2"
@@ -123,3 +124,9 @@ VALUES = (
     Value(f"{_ROLLOUT}.max_num_batched_tokens", 32768, SCRIPT, "speed and memory", machine=True),
     Value(f"{_ROLLOUT}.max_num_seqs", 1024, VERL, "speed and memory", machine=True),
 )
+
+
+def backbone(model: str | None) -> str | None:
+    """Return the paper's backbone that a hub id or a local folder is named after; None for another model."""
+    name = Path(model or "").name
+    return next((known for known in BACKBONES if model == known or name == Path(known).name), None)

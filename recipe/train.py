@@ -24,7 +24,7 @@ from data_prep.files import write_text_whole
 from recipe import preflight
 from recipe.check import add_arguments, allow, require_paper
 from recipe.compose import compose, device
-from recipe.health import Warnings, unscored_share
+from recipe.health import Warnings
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
 from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training
 from recipe.resume import DISCARDED, agree, format_metrics, read_metrics, retain
@@ -170,7 +170,6 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, config: DictConfig, 
         for step, metrics in read_metrics(attempt).items():
             if step not in seen:
                 seen.add(step)
-                metrics |= unscored_share(step, metrics, config)
                 with open(metrics_path, "a") as file:
                     file.write(format_metrics({step: metrics}))
                 print(lines.line(step, metrics), flush=True)

@@ -63,7 +63,7 @@ def test_the_papers_run_has_bands_published_scores_and_warnings(folder):
     lines = [json.dumps({"step": number, "data": step}) for number in range(1, 7)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 7, "da')
     out = watch(folder).stdout
-    assert "1.000 to 1.600" in out
+    assert "1.000 to 2.400" in out
     assert [line.split()[-4:] for line in out.splitlines() if "AIME24" in line] == [["6", "0.300", "0.300", "0.286"]]
     assert out.count("warning: step 5: ") == 3, "entropy under band and floor, and length"
 
