@@ -56,12 +56,15 @@ def backbone(path: str | None) -> dict:
     file = Path(path or "") / "config.json"
     if not file.is_file() and path in BACKBONES:
         return BACKBONES[path]
-    stored = json.loads(file.read_text()) if file.is_file() else {}
-    if stored.get("model_type") != "qwen2":
+    try:
+        model = {"tie_word_embeddings": False} | (json.loads(file.read_text()) if file.is_file() else {})
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: no JSON ({error}); fetch the model again") from error
+    if model.get("model_type") != "qwen2" or QWEN.keys() - model.keys():
         raise ValueError(
             f"actor_rollout_ref.model.path={path}: no folder of a Qwen2, and none of {', '.join(BACKBONES)}"
         )
-    return {"tie_word_embeddings": False} | stored
+    return model
 
 
 def layer_parameters(model: dict) -> int:
