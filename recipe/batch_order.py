@@ -9,7 +9,14 @@ from recipe.reward_metrics import ReplayBuffer
 
 
 class PromptOrderReplayBuffer(ReplayBuffer):
-    """A ReplayBuffer whose batch is in the order of its prompts; named by `trainer.v1.sampler.custom_sampler`."""
+    """A ReplayBuffer whose batch is in the order of its prompts; named by `trainer.v1.sampler.custom_sampler`.
+
+    `sampler_kwargs.poll_interval`, in seconds, is how often it looks for finished rollouts; verl's class has 2 s for
+    all, which is as long as a whole generation of the demo.
+    """
+
+    def __init__(self, *args, sampler_kwargs, **kwargs):
+        super().__init__(*args, sampler_kwargs=sampler_kwargs, **sampler_kwargs, **kwargs)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int):
         """Sample as verl's does, then put the batch in the order in which the trainer submitted the prompts."""

@@ -6,6 +6,7 @@ line but accepts a mistyped one inside a YAML file silently; here both are error
 
 import argparse
 import difflib
+import functools
 import importlib.util
 import os
 import re
@@ -52,7 +53,7 @@ def compose(name: str, overrides: list[str], device: str) -> DictConfig:
     os.environ.setdefault("JUSTRL_ROOT", str(CONFIG_FOLDER.parent.parent))  # justrl.yaml names the reward below it
     if device == "cpu":
         overrides = ["+device=cpu", *overrides]
-    base = hydra_compose(verl_config_folder(), "ppo_trainer", [])
+    base = verl_config()
     search_path = f"hydra.searchpath=[file://{verl_config_folder()}]"
     try:
         config = hydra_compose(CONFIG_FOLDER, name, [search_path, *overrides])
@@ -88,6 +89,12 @@ def verl_config_folder() -> Path:
     if spec is None:
         raise ValueError("verl is not installed; run ./run_justrl.sh --setup-only first")
     return Path(spec.origin).parent / "trainer" / "config"
+
+
+@functools.cache
+def verl_config() -> DictConfig:
+    """Return verl's own `ppo_trainer`, which is not to be changed."""
+    return hydra_compose(verl_config_folder(), "ppo_trainer", [])
 
 
 def hydra_compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:

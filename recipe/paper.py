@@ -81,6 +81,7 @@ VALUES = (
     Value(f"{_ROLLOUT}.do_sample", True, VERL, "sampling of responses"),
     Value(f"{_ROLLOUT}.ignore_eos", False, VERL, "where responses end"),
     Value(f"{_ROLLOUT}.over_sample_rate", 0, VERL, "which responses are used"),
+    Value(f"{_ROLLOUT}.agent.default_agent_loop", "single_turn", TEXT, "turns of a response"),
     Value(f"{_ROLLOUT}.multi_turn.enable", False, TEXT, "turns of a response"),
     Value(f"{_ROLLOUT}.val_kwargs.n", 32, SCRIPT, _VALIDATION),
     Value(f"{_ROLLOUT}.custom.validation_response_length", 31744, SCRIPT, _VALIDATION),
@@ -97,6 +98,8 @@ VALUES = (
     Value("reward.reward_model.enable", False, TEXT, "the reward"),
     Value("distillation.enabled", False, TEXT, "the loss"),
     Value("trainer.v1.trainer_mode", "sync", VERL, "whether responses come from the policy that learns from them"),
+    Value("trainer.v1.sampler.custom_sampler.path", "pkg://recipe.batch_order", VERL, "what a mini-batch holds"),
+    Value("trainer.v1.sampler.custom_sampler.name", "PromptOrderReplayBuffer", VERL, "what a mini-batch holds"),
     Value("trainer.critic_warmup", 0, SCRIPT, "when the policy starts to learn"),
     Value("trainer.save_freq", 50, SCRIPT, "which checkpoints there are"),
     Value("trainer.test_freq", 50, SCRIPT, _VALIDATION),
@@ -122,6 +125,7 @@ VALUES = (
     Value(f"{_ROLLOUT}.tensor_model_parallel_size", 1, SCRIPT, "speed and memory", machine=True),
     Value(f"{_ROLLOUT}.gpu_memory_utilization", 0.85, SCRIPT, "speed and memory", machine=True),
     Value(f"{_ROLLOUT}.max_num_batched_tokens", 32768, SCRIPT, "speed and memory", machine=True),
+    Value(f"{_ROLLOUT}.max_model_len", 32768, SCRIPT, "speed and memory", machine=True),
     Value(f"{_ROLLOUT}.max_num_seqs", 1024, VERL, "speed and memory", machine=True),
 )
 

@@ -23,7 +23,7 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int):
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
-        if partition_id == "train":
+        if partition_id == "train" and batch.keys:
             data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
             fields = [getattr(value, "data", value) for value in data["extra_fields"]]
             metrics |= means([field.get("reward_extra_info", {}) for field in fields])

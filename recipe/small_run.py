@@ -1,4 +1,4 @@
-"""verl's fixed costs per poll and per sample, which only a run of tiny responses notices."""
+"""verl's fixed costs per sample, which only a run of tiny responses notices."""
 
 from types import SimpleNamespace
 
@@ -8,20 +8,6 @@ from verl.experimental.agent_loop import agent_loop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from recipe import agent_loops
-from recipe.batch_order import PromptOrderReplayBuffer
-
-POLL_SECONDS = 0.2
-
-
-class FastPollingReplayBuffer(PromptOrderReplayBuffer):
-    """verl's ReplayBuffer looks for finished rollouts every 2 s, as long as a whole generation of the demo.
-
-    `trainer.v1.sampler.sampler_kwargs` does not reach the constructor's `poll_interval`, hence a subclass,
-    named by `trainer.v1.sampler.custom_sampler`.
-    """
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, poll_interval=POLL_SECONDS, **kwargs)
 
 
 def instantiate_once(config: dict, made: dict = {}, **kwargs):  # noqa: B006 - the shared default is the memory

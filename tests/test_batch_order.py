@@ -23,10 +23,10 @@ def queue():
     ray.shutdown()
 
 
-def sampled_keys(queue, buffer_class) -> tuple[list[str], list[str], list[str]]:
-    """Return keys in the order of the prompts, in the order of completion, and as `buffer_class` samples them."""
+def sampled_keys(queue, buffer_class) -> tuple[list[str], list[str], list[str], dict]:
+    """Return keys in the order of the prompts, of completion, and as `buffer_class` samples them; and its metrics."""
     import torch
-    from tensordict import TensorDict
+    from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
     uids = [f"prompt{i}" for i in random.Random(0).sample(range(100), PROMPTS)]
     waiting = [{"is_prompt": True, "status": "pending", "global_steps": 1} for _ in uids]
@@ -34,7 +34,9 @@ def sampled_keys(queue, buffer_class) -> tuple[list[str], list[str], list[str]]:
     keys = [f"{uid}_{session}_0" for uid in uids for session in range(RESPONSES)]
     finished = random.Random(1).sample(keys, len(keys))
     for key in finished:
-        response = TensorDict({"responses": torch.ones(1, 2)}, batch_size=1)
+        info = {"score": float(key.endswith("_0_0")), "pred": "" if key.endswith("_1_0") else "7"}
+        fields = {"responses": torch.ones(2), "extra_fields": {"reward_extra_info": info}}
+        response = list_of_dict_to_tensordict([fields])
         queue.kv_batch_put(keys=[key], partition_id="train", fields=response, tags=[{"status": "success"}])
     for uid in uids:
         queue.kv_put(key=uid, partition_id="train", tag={"status": "finished"})
@@ -46,18 +48,19 @@ def sampled_keys(queue, buffer_class) -> tuple[list[str], list[str], list[str]]:
         max_off_policy_strategy=sampler.max_off_policy_strategy,
         sampler_kwargs=sampler.sampler_kwargs,
     )
-    batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=PROMPTS)
+    batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=PROMPTS)
     queue.kv_clear(partition_id="train", keys=batch.keys)
     assert all(tag["status"] == "success" for tag in batch.tags)
-    return keys, finished, batch.keys
+    return keys, finished, batch.keys, metrics
 
 
 @pytest.mark.slow
 def test_batch_is_in_the_order_of_its_prompts(queue):
     from recipe.batch_order import PromptOrderReplayBuffer
 
-    prompts, finished, sampled = sampled_keys(queue, PromptOrderReplayBuffer)
+    prompts, finished, sampled, metrics = sampled_keys(queue, PromptOrderReplayBuffer)
     assert sampled == prompts != finished
+    assert metrics == {"reward/score": 1 / RESPONSES, "reward/pred_empty": 1 / RESPONSES}
 
 
 @pytest.mark.slow
@@ -65,7 +68,7 @@ def test_verl_itself_keeps_the_order_of_completion(queue):
     """The reason for the class; when this fails, verl has changed, and the class can go."""
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-    prompts, finished, sampled = sampled_keys(queue, ReplayBuffer)
+    prompts, finished, sampled, _ = sampled_keys(queue, ReplayBuffer)
     assert sampled == finished != prompts
 
 
