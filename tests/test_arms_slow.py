@@ -1,8 +1,15 @@
-"""Each ablation arm trains for two real steps by the run's own command, and what it changes shows in the metrics."""
+"""Each ablation arm trains for real steps by the run's own command, and what it changes shows in the metrics.
 
+A start takes a minute, so the same runs show what is common to all: long validation responses, Weights & Biases that
+continues under its id, and a warning that is said once.
+"""
+
+import json
+import os
 import subprocess
 
 import pytest
+from transformers import AutoTokenizer
 
 from recipe.resume import read_metrics
 from tests.conftest import ROOT
@@ -10,59 +17,125 @@ from tests.test_run_slow import SECONDS, experiment
 
 pytestmark = pytest.mark.slow
 
+TOKENS = 16  # of a training response; a worked answer of the demo has 21 to 24, a guess 6 or 7
 SMALL = [
     "actor_rollout_ref.model.path=models/demo",
     "data.train_files=data/demo/train.parquet",
     "data.val_files=data/demo/test.parquet",
+    "data.val_max_samples=16",
     "data.train_batch_size=32",
     "data.max_prompt_length=64",
-    "data.max_response_length=24",
+    f"data.max_response_length={TOKENS}",
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192",
     "actor_rollout_ref.rollout.max_num_seqs=256",
-    "trainer.total_training_steps=2",
-    "trainer.val_before_train=false",
+    "actor_rollout_ref.rollout.val_kwargs.n=4",
     "trainer.test_freq=-1",
-    "trainer.save_freq=-1",
 ]
-PENALTY = "reward.reward_kwargs.overlong_buffer_cfg.len=12"
+PENALTY = f"reward.reward_kwargs.overlong_buffer_cfg.len={TOKENS // 2}"
 
 
-def train(arm, *overrides):
-    """Return the metrics of step 2 of an arm, shrunk."""
-    folder = experiment(f"test_{arm}")
+def train(arm, steps, *overrides, **environment):
+    """Train a shrunk arm and return what the command printed."""
     command = [".venv/bin/python", "-m", "recipe.train", arm, "--allow", "*", f"trainer.experiment_name=test_{arm}"]
-    done = subprocess.run([*command, *SMALL, *overrides], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        [*command, *SMALL, f"trainer.total_training_steps={steps}", *overrides],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return read_metrics(folder / "metrics.jsonl")[2]
+    return done.stdout
 
 
 @pytest.fixture(scope="module", autouse=True)
 def demo_data():
+    """The demo's data and model."""
     subprocess.run(["./run_justrl.sh", "demo", "--only", "data"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_the_over_long_penalty_lowers_the_reward_of_long_responses():
-    metrics = train("ablation_overlong", PENALTY)
+@pytest.fixture(scope="module")
+def overlong():
+    """The folder of a run with the penalty, with the agent loops of a GPU run, validated before training."""
+    folder = experiment("test_ablation_overlong")
+    loops = "actor_rollout_ref.rollout.agent.agent_loop_manager_class=recipe.agent_loops.AgentLoopManager"
+    longer = "actor_rollout_ref.rollout.custom.validation_response_length=64"
+    dump = f"trainer.rollout_data_dir={folder}/rollouts"
+    train("ablation_overlong", 2, PENALTY, loops, longer, dump, "trainer.save_freq=-1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    """The folder of a run with the verifier and W&B, continued once, and what the two starts printed."""
+    folder = experiment("test_ablation_verifier")
+    four = ["data.max_response_length=4", "trainer.save_freq=5", "trainer.val_before_train=false"]
+    return folder, [train("ablation_verifier", steps, *four, JUSTRL_WANDB="offline") for steps in (5, 6)]
+
+
+def test_the_over_long_penalty_lowers_the_reward_of_long_responses(overlong):
+    metrics = read_metrics(overlong / "metrics.jsonl")[2]
     assert 0 < metrics["reward/overlong"] <= 1
     assert -1 <= metrics["reward/overlong_reward"] < 0
-    assert metrics["critic/score/min"] < -1, "the penalty adds to the verifier's -1"
-    assert metrics["critic/score/mean"] == pytest.approx(
-        metrics["reward/score"] + metrics["reward/overlong_reward"], abs=1e-5
-    )
+    assert metrics["critic/score/min"] == -2, "the penalty adds to the verifier's -1"
+    added = metrics["reward/score"] + metrics["reward/overlong_reward"]
+    assert metrics["critic/score/mean"] == pytest.approx(added, abs=1e-5)
 
 
-def test_the_verifier_says_why_a_response_is_wrong():
-    metrics = train("ablation_verifier")
-    reasons = [metrics[f"reward/{reason}"] for reason in ("wrong", "no_box", "unparsable", "timed_out", "crashed")]
-    assert sum(reasons) + metrics["reward/refused"] == pytest.approx(1 - metrics["reward/acc"])
-    assert metrics["reward/acc"] >= metrics["reward/strict"]
-    assert metrics["critic/score/min"] == -1
-    assert "reward/overlong" not in metrics
+def dumped(path):
+    """Return the responses that verl dumped at a step: their numbers of tokens and their rows."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "demo")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(len(tokenizer(row["output"])["input_ids"]), row) for row in rows]
+
+
+def test_validation_responses_pass_the_training_limit_and_are_scored(overlong):
+    validated, trained = dumped(overlong / "validation" / "0.jsonl"), dumped(overlong / "rollouts" / "1.jsonl")
+    assert max(length for length, _ in validated) > TOKENS
+    assert max(length for length, _ in trained) <= TOKENS
+    metrics = read_metrics(overlong / "metrics.jsonl")
+    assert metrics[1]["response_length/max"] == TOKENS
+    assert metrics[1]["response_length/clip_ratio"] > 0, "some training responses were cut"
+    assert [row for length, row in validated if length > TOKENS and row["acc"] == 1], "boxes beyond it are found"
+    accuracy = sum(row["acc"] for _, row in validated) / len(validated)
+    assert metrics[0]["val-core/demo_arithmetic/acc/mean@4"] == pytest.approx(accuracy)
+
+
+def test_the_verifier_says_why_a_response_is_wrong(verifier):
+    metrics = read_metrics(verifier[0] / "metrics.jsonl")
+    assert list(metrics) == [1, 2, 3, 4, 5, 6]
+    reasons = ("wrong", "no_box", "unparsable", "refused", "timed_out", "crashed", "unusable_truth")
+    for step in metrics.values():
+        assert sum(step[f"reward/{reason}"] for reason in reasons) == pytest.approx(1 - step["reward/acc"])
+        assert step["reward/acc"] >= step["reward/strict"]
+        assert step["critic/score/min"] == -1
+        assert "reward/overlong" not in step
+
+
+def test_wandb_continues_under_the_same_id(verifier):
+    folder = verifier[0]
+    run_id = (folder / "wandb.id").read_text()
+    starts = sorted(path.name for path in (folder / "wandb").glob("offline-run-*"))
+    assert [name.rsplit("-", 1)[1] for name in starts] == [run_id, run_id]
+    assert all((folder / "wandb" / name / f"run-{run_id}.wandb").stat().st_size > 1000 for name in starts)
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_warning_is_said_once(verifier):
+    folder, outputs = verifier
+    line = "warning: step 5: share of responses unscored"  # four tokens hold no box
+    assert line in outputs[0]
+    assert line not in outputs[1], "what was said before the resume is not said again"
+    log = (folder / "train.log").read_text(errors="replace").splitlines()
+    assert len([text for text in log if text.startswith(line)]) == 1
 
 
 def test_both_together():
-    metrics = train("ablation_overlong_verifier", PENALTY)
+    folder = experiment("test_ablation_overlong_verifier")
+    train("ablation_overlong_verifier", 2, PENALTY, "trainer.save_freq=-1", "trainer.val_before_train=false")
+    metrics = read_metrics(folder / "metrics.jsonl")[2]
     assert metrics["reward/overlong"] > 0
     assert "reward/no_box" in metrics
-    assert metrics["critic/score/min"] < -1
+    assert metrics["critic/score/min"] == -2
