@@ -1,9 +1,9 @@
 """Compare a config with the paper, value by value: python -m recipe.check justrl_deepseek [key=value ...]
 
-Lists the differences from what the paper and its release state, each with its source and what it affects, and looks at
-what the run needs: data, model and reward files, batch sizes, lengths, room on the disk. Values that only speed and
-memory depend on may differ. Exit status: 0 the config is the paper's or its differences are acknowledged, 1 it is not,
-2 wrong use or something missing.
+Lists the differences from what the paper and its release state, each with its source and what it affects, and every
+other key that an override changes, unless only speed, memory or logging depend on it. Then looks at what the run needs:
+data, model and reward files, batch sizes, lengths, room on the disk. Exit status: 0 the config is the paper's or its
+differences are acknowledged, 1 it is not, 2 wrong use or something missing.
 
 examples: python -m recipe.check justrl_nemotron --no-files --all
           python -m recipe.check justrl_deepseek data.train_batch_size=128 --allow data.train_batch_size
@@ -11,6 +11,7 @@ examples: python -m recipe.check justrl_nemotron --no-files --all
 
 import argparse
 import fnmatch
+import functools
 import json
 import sys
 from pathlib import Path
@@ -22,9 +23,41 @@ from rich.table import Table
 
 from data_prep.command import run
 from recipe import preflight
-from recipe.compose import UNDECLARED_KEYS, compose, config_names, device
+from recipe.compose import UNDECLARED_KEYS, compose_unresolved, config_names, device, resolve
 from recipe.paper import BACKBONES, VALUES, Value, backbone
+from recipe.tracking import use_wandb
 
+# Keys that an override may change without a word: names, places, logging, and what only speed and memory depend on.
+MACHINE = (
+    "trainer.experiment_name",
+    "trainer.project_name",
+    "trainer.logger",
+    "trainer.*_dir",
+    "trainer.log_val_generations",
+    "trainer.max_actor_ckpt_to_keep",
+    "trainer.v1.sampler.sampler_kwargs",
+    "ray_kwargs",
+    "transfer_queue",
+    "global_profiler",
+    "*.profiler",
+    "*.prometheus",
+    "*.trace",
+    "*.num_workers",
+    "*num_workers",
+    "*.log_prob_*",
+    "*.use_torch_compile",
+    "*.enforce_eager",
+    "*.free_cache_engine",
+    "*.enable_chunked_prefill",
+    "*.enable_prefix_caching",
+    "*.engine_kwargs.vllm.kv_cache_memory_bytes",
+    "*.checkpoint_engine",
+    "*.nccl_timeout",
+    "actor_rollout_ref.actor.fsdp_config.*offload*",
+    "actor_rollout_ref.actor.fsdp_config.fsdp_size",
+    "actor_rollout_ref.actor.fsdp_config.forward_prefetch",
+    "actor_rollout_ref.actor.fsdp_config.reshard_after_forward",
+)
 ROOT = Path(__file__).resolve().parent.parent
 STATUS_STYLES = {"same": "", "machine": "dim", "allowed": "yellow", "different": "bold red"}
 
@@ -58,39 +91,70 @@ def pair(config: DictConfig, stated: Value) -> tuple[Any, Any]:
     return expected, actual
 
 
-def compare(config: DictConfig) -> list[Comparison]:
-    """Compare every stated value; `justrl.allow` of the config names the differences that are meant.
+def flat(config: DictConfig) -> dict[str, Any]:
+    """Return dotted keys to values, interpolations as they are written."""
 
-    An entry of `justrl.allow` is a key, the beginning of keys (`data`), or a pattern (`*.val_kwargs.*`).
+    def walk(value, prefix: str):
+        if not isinstance(value, dict) or not value:
+            return {prefix: value}
+        return {k: v for key, child in value.items() for k, v in walk(child, f"{prefix}.{key}".lstrip(".")).items()}
+
+    return walk(OmegaConf.to_container(config), "")
+
+
+def matches(key: str, entries: tuple[str, ...] | list[str]) -> bool:
+    """Return whether an entry is the key, the beginning of it (`data`), or a pattern of it (`*.val_kwargs.*`)."""
+    return any(fnmatch.fnmatch(key, entry) or key.startswith(f"{entry}.") for entry in entries)
+
+
+@functools.cache
+def shipped_config(name: str, device: str) -> tuple[DictConfig, dict[str, Any]]:
+    """Return a config without overrides, resolved and as dotted keys; neither is to be changed."""
+    config = compose_unresolved(name, [], device)
+    keys = flat(config)
+    return resolve(config), keys
+
+
+def compare(name: str, overrides: list[str], device: str, allow: list[str]) -> tuple[DictConfig, list[Comparison]]:
+    """Compose a config and compare it with the paper, and what overrides change beyond that with the shipped file.
+
+    The file's own `justrl.allow` acknowledges its own values (a pattern in it any value), `allow` whatever is there.
+
+    Raises:
+        ValueError: the config does not compose, or an entry of `allow` names no key.
     """
+    config, (shipped, raw_shipped) = compose_unresolved(name, overrides, device), shipped_config(name, device)
+    raw = flat(config)
+    config = resolve(config)
+    stated = {value.key for value in VALUES}
+    for entry in allow:
+        if not any(matches(key, [entry]) for key in raw.keys() | raw_shipped.keys() | stated):
+            raise ValueError(f"--allow {entry}: no such key")
+    own = preflight.files(shipped.justrl.allow)
+    patterns = [*allow, *(entry for entry in own if "*" in entry)]
 
-    def status(stated: Value, expected, actual) -> str:
+    def status(value: Value, expected, actual) -> str:
         if actual == expected and isinstance(actual, bool) == isinstance(expected, bool):
             return "same"
-        if stated.machine:
+        if value.machine:
             return "machine"
-        allowed = any(
-            fnmatch.fnmatch(stated.key, entry) or stated.key.startswith(f"{entry}.") for entry in config.justrl.allow
-        )
-        return "allowed" if allowed else "different"
+        meant = matches(value.key, own) and actual == pair(shipped, value)[1]
+        return "allowed" if meant or matches(value.key, patterns) else "different"
 
-    pairs = [(stated, *pair(config, stated)) for stated in VALUES]
-    return [Comparison(*found, status(*found)) for found in pairs]
+    changed = [key for key in raw | raw_shipped if raw.get(key) != raw_shipped.get(key) and key not in stated]
+    beyond = [Value(key, raw_shipped.get(key), "this recipe", "not stated", matches(key, MACHINE)) for key in changed]
+    found = [(value, *pair(config, value)) for value in VALUES]
+    found += [(value, value.value, raw.get(value.key)) for value in beyond]
+    return config, [Comparison(*one, status(*one)) for one in found]
 
 
-def require_paper(config: DictConfig) -> None:
+def require_paper(comparisons: list[Comparison]) -> None:
     """Raise a ValueError of one line that names the differences which nobody acknowledged."""
-    different = [c for c in compare(config) if c.status == "different"]
+    different = [c for c in comparisons if c.status == "different"]
     if different:
-        shown = ", ".join(f"{c.stated.key}={c.actual} (paper: {c.expected})" for c in different[:3])
+        shown = ", ".join(f"{c.stated.key}={c.actual} ({c.stated.source}: {c.expected})" for c in different[:3])
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise ValueError(f"not the paper's: {shown}{more}; python -m recipe.check lists them, --allow KEY acknowledges")
-
-
-def allow(config: DictConfig, keys: list[str]) -> DictConfig:
-    """Add acknowledged keys to the config's own."""
-    OmegaConf.update(config, "justrl.allow", [*config.justrl.allow, *keys])
-    return config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,8 +198,8 @@ def main() -> int:
     parser.add_argument("--no-files", action="store_true", help="leave out whether data, model and disk are there")
     parser.add_argument("--json", action="store_true", help="print the comparisons as JSON")
     args = parser.parse_intermixed_args()
-    config = allow(compose(args.config, args.overrides, device()), args.allow)
-    comparisons = compare(config)
+    config, comparisons = compare(args.config, args.overrides, device(), args.allow)
+    use_wandb(config)
     if args.json:
         names = ("key", "expected", "actual", "status", "source", "affects")
         rows = [(c.stated.key, c.expected, c.actual, c.status, c.stated.source, c.stated.affects) for c in comparisons]
@@ -146,7 +210,7 @@ def main() -> int:
     if not args.no_files:
         preflight.check_machine(config)
     try:
-        require_paper(config)
+        require_paper(comparisons)
     except ValueError as error:
         print(f"recipe.check: {error}", file=sys.stderr)
         return 1

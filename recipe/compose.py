@@ -38,7 +38,21 @@ def config_names() -> list[str]:
 
 
 def compose(name: str, overrides: list[str], device: str) -> DictConfig:
-    """Compose a config as the run will use it, every interpolation resolved.
+    """Compose a config as the run will use it, every interpolation resolved; see `compose_unresolved`."""
+    return resolve(compose_unresolved(name, overrides, device))
+
+
+def resolve(config: DictConfig) -> DictConfig:
+    """Resolve every interpolation in place; ValueError of one line if that cannot be done."""
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ValueError(first_line(error)) from error
+    return config
+
+
+def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConfig:
+    """Compose a config with its interpolations as they are written.
 
     Args:
         name: a config of `recipe/config`, without `.yaml`.
@@ -64,10 +78,6 @@ def compose(name: str, overrides: list[str], device: str) -> DictConfig:
     unknown = unknown_keys(plain(config), plain(base))
     if unknown:
         raise ValueError(f"{name}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
-    try:
-        OmegaConf.resolve(config)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{name}: {first_line(error)}") from error
     return config
 
 

@@ -54,7 +54,7 @@ def quantities(metrics: dict, response_limit: int) -> dict[str, float]:
     it is the truncated share only where the longest response reached the limit, and the share is 0 elsewhere.
     """
     found = {name: metrics[key] for name, (key, _, _) in QUANTITIES.items() if key in metrics}
-    if "truncated" in found and metrics["response_length/max"] < response_limit:
+    if "truncated" in found and (metrics.get("response_length/max") or 0) < response_limit:
         found["truncated"] = 0.0
     if "unscored" in found:
         found["unscored"] = sum(metrics.get(key) or 0.0 for key in UNSCORED)

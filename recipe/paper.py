@@ -132,5 +132,5 @@ VALUES = (
 
 def backbone(model: str | None) -> str | None:
     """Return the paper's backbone that a hub id or a local folder is named after; None for another model."""
-    name = Path(model or "").name
-    return next((known for known in BACKBONES if model == known or name == Path(known).name), None)
+    name, local = Path(str(model)).name, Path(str(model)).is_absolute() or Path(str(model)).is_dir()
+    return next((known for known in BACKBONES if model == known or (local and name == Path(known).name)), None)

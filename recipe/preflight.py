@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from data_prep.parquet import open_rows
 
@@ -19,6 +19,19 @@ CPUS_OF_TRANSFER_QUEUE = 1  # transfer_queue.controller.TransferQueueController
 CPUS_TO_START_AN_ACTOR = 1
 
 BYTES_PER_PARAMETER = 12  # a checkpoint holds fp32 weights and two Adam moments
+COUNTS = (
+    "trainer.nnodes",
+    "trainer.n_gpus_per_node",
+    "trainer.total_epochs",
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.val_kwargs.n",
+    "actor_rollout_ref.rollout.custom.validation_response_length",
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -30,7 +43,9 @@ def check(config: DictConfig) -> None:
 
 def check_config(config: DictConfig) -> None:
     """What can be seen without the run's files and machines."""
+    check_counts(config)
     check_resume(config)
+    check_reward(config)
     check_batch(config)
     check_lengths(config)
 
@@ -40,9 +55,16 @@ def check_machine(config: DictConfig) -> None:
     check_nodes(config)
     check_data(config)
     check_model(config.actor_rollout_ref.model.path, window(config))
-    check_reward(config)
     check_ray_cpus(config)
     check_disk(config)
+
+
+def check_counts(config: DictConfig) -> None:
+    """What must be a whole number above 0 is one."""
+    for key in COUNTS:
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key}={value}: must be a whole number above 0")
 
 
 def check_resume(config: DictConfig) -> None:
@@ -75,7 +97,9 @@ def check_nodes(config: DictConfig) -> None:
 
 
 def files(value: str | ListConfig | list) -> list[str]:
-    """Return a config value that may be one file or several as a list."""
+    """Return a config value that may be one string or several as a list; ValueError if it is neither."""
+    if not isinstance(value, (str, ListConfig, list)):
+        raise ValueError(f"{value} stands where one file or a list of files should")
     return [value] if isinstance(value, str) else list(value)
 
 
@@ -131,7 +155,13 @@ def check_reward(config: DictConfig) -> None:
 
 
 def check_batch(config: DictConfig) -> None:
-    """Batch sizes divide as verl's trainer asserts, minutes into a run."""
+    """Batch sizes divide as verl's trainer asserts, minutes into a run; nothing is asked of a buffer that lacks it."""
+    sampler = config.trainer.v1.sampler
+    if sampler.custom_sampler.path and (config.algorithm.filter_groups.enable or sampler.sync_refill_failed_groups):
+        raise ValueError(
+            "verl's own replay buffer alone can filter or refill groups; "
+            "set trainer.v1.sampler.custom_sampler.path=null as well, and see recipe/FIDELITY.md, L2"
+        )
     batch, mini = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
     if mini > batch:
         raise ValueError(f"actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={batch}")
@@ -206,8 +236,9 @@ def check_disk(config: DictConfig) -> None:
     kept = config.trainer.max_actor_ckpt_to_keep or 1
     needed = (kept + 1) * count * BYTES_PER_PARAMETER
     folder = Path(config.trainer.default_local_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(
+        next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    ).free
     if free < needed:
         raise ValueError(
             f"{folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for {kept + 1} checkpoints; "

@@ -18,7 +18,7 @@ WARNING = "warning: "  # begins a line of `recipe.health` in the log, which is n
 def validation_scores(metrics: dict) -> dict[str, float]:
     """Return the accuracies (0 to 1) of a step's validation sets, named like "AIME24 avg@32"."""
     found = {re.fullmatch(r"val-core/(.+)/acc/mean@(\d+)", key): value for key, value in metrics.items()}
-    return {f"{match[1]} avg@{match[2]}": value for match, value in found.items() if match}
+    return {f"{match[1]} avg@{match[2]}": value for match, value in found.items() if match and value is not None}
 
 
 def validation_accuracy(metrics: dict) -> float | None:
@@ -45,7 +45,7 @@ def seconds_left(seconds: list[float], steps_left: int) -> float:
 
 def number(metrics: dict, key: str, form: str = "+.3f") -> str:
     """Return a metric formatted; "nan" for one that verl's logger wrote as null."""
-    return "nan" if metrics[key] is None else format(metrics[key], form)
+    return "nan" if metrics.get(key) is None else format(metrics[key], form)
 
 
 class StepLines:

@@ -41,8 +41,10 @@ def is_complete(checkpoint: Path) -> bool:
 
     verl writes `data.pt` last; torch's files are zip archives, whose index comes last.
     """
+    shards = [path for path in checkpoint.glob("actor/*.pt") if path.name.startswith("model")]
+    ranks = max((int(found[1]) for path in shards if (found := re.search(r"world_size_(\d+)", path.name))), default=1)
     parts = [checkpoint / "data.pt", *checkpoint.glob("actor/*.pt")]
-    return len(parts) > 1 and all(zipfile.is_zipfile(part) for part in parts)
+    return len(shards) >= ranks and all(zipfile.is_zipfile(part) for part in parts)
 
 
 def complete_checkpoints(folder: Path) -> list[int]:

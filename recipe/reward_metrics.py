@@ -13,7 +13,7 @@ def means(infos: list[dict]) -> dict[str, float]:
         for key, value in info.items():
             if isinstance(value, str):
                 values[f"reward/{key}_empty"].append(not value)
-            else:
+            elif isinstance(value, (bool, int, float)) or hasattr(value, "item"):  # others' rewards may return anything
                 values[f"reward/{key}"].append(float(value))
     return {key: sum(numbers) / len(numbers) for key, numbers in values.items()}
 

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from data_prep.files import write_text_whole
 from recipe import preflight
-from recipe.check import add_arguments, allow, require_paper
-from recipe.compose import compose, device
+from recipe.check import add_arguments, compare, flat, require_paper
+from recipe.compose import device
 from recipe.health import Warnings
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
 from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training
@@ -122,14 +122,9 @@ def environment(config: DictConfig) -> dict[str, str]:
 def changed_keys(before: Path, config: DictConfig) -> list[str]:
     """Return the dotted keys in which `config` differs from the one that the run was last started with."""
 
-    def flat(value, prefix: str = "") -> dict:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {k: v for key, child in value.items() for k, v in flat(child, f"{prefix}.{key}".lstrip(".")).items()}
-
     if not before.exists():
         return []
-    old, new = (flat(OmegaConf.to_container(c)) for c in (OmegaConf.load(before), config))
+    old, new = (flat(c) for c in (OmegaConf.load(before), config))
     ignored = ("ray_kwargs.", "trainer.val_before_train", "trainer.max_actor_ckpt_to_keep")  # set at every start
     return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(ignored))
 
@@ -256,8 +251,8 @@ def main() -> int:
     for number in STOPPING_SIGNALS:
         signal.signal(number, interrupt)
     try:
-        config = allow(compose(args.config, args.overrides, device()), args.allow)
-        require_paper(config)
+        config, comparisons = compare(args.config, args.overrides, device(), args.allow)
+        require_paper(comparisons)
         use_wandb(config)
         preflight.check(config)
         return train(config)

@@ -20,7 +20,7 @@ MAX_MEMBERS = 40
 
 SPACING = re.compile(r"(?<!\\)\\[,!;: ]|\\q?quad(?![a-zA-Z])|~|\\?\$")
 LAYOUT = re.compile(r"\\(?:left|right|displaystyle|mathbf|boldsymbol|bf|rm|big|Big|bigg|Bigg)(?![a-zA-Z])")
-TEXT = re.compile(r"\\(text|mbox|textbf|operatorname|mathrm)\{([^{}]*)\}(?:\^\{?[23]\}?)?")
+TEXT = re.compile(r"\\(text|mbox|textbf|operatorname|mathrm)\{([^{}]*)\}(?:\^\{?([23])\}?)?")
 UNITS = re.compile(
     r"(?:degrees?|radians?|cents?|dollars?|units?|square|cubic|inch(?:es)?|feet|miles?|hours?|minutes?|seconds?|days?|"
     r"years?|cm|mm|km|kg|g|m|s|ft|in|mph|nm|eV|J|Hz|K)\.?"
@@ -47,12 +47,12 @@ def tidy(answer: str) -> str:
 
     A gap between digits that is no thousands separator or mixed number stays in the text, which then is no number.
     """
-    text = answer.strip().translate(SIGNS).replace("dfrac", "frac").replace("tfrac", "frac")
+    text = answer.strip().translate(SIGNS).replace("dfrac", "frac").replace("tfrac", "frac").replace(r"\!", "")
     text = ROOT.sub(lambda m: rf"\sqrt{{{m[1].strip('{}')}}}", text)
     text = TEXT.sub(_without_unit, SPACING.sub(GAP, LAYOUT.sub(GAP, text)))
     text = GAP.join(re.sub(r"\^\{?\\circ\}?|°", GAP, text).split()).strip(GAP)
     text = re.sub(rf"(?<=[^.])\.{GAP}*$", "", text)
-    text = re.sub(rf"(?<!\d)(\d{{1,3}})((?:,?{GAP}+\d{{3}})+)(?!\d)", lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
+    text = re.sub(rf"(?<!\d)(\d{{1,3}})((?:{GAP}+\d{{3}})+)(?!\d)", lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
     text = re.sub(rf"(?<=\d){GAP}+(\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
     text = re.sub(rf"(?<!\\)(\\[a-zA-Z]+){GAP}+(?=[a-zA-Z])", r"\1 ", text)  # \pi x is not \pix
     text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
@@ -84,10 +84,14 @@ def _without_unit(match: re.Match) -> str:
 
 def units(answer: str) -> set[str]:
     """Return the units that an answer names, in the singular."""
-    words = {word.rstrip(".") for match in TEXT.finditer(answer) for word in match[2].split() if UNITS.fullmatch(word)}
+    named = [(word.rstrip("."), match[3]) for match in TEXT.finditer(answer) for word in match[2].split()]
+    words = {
+        (word.removesuffix("s") if len(word) > 2 else word) + (power or "")
+        for word, power in named
+        if UNITS.fullmatch(word)
+    }
     signs = {"degree": r"\^\{?\\circ|°", "dollar": r"\\\$", "percent": "%"}
-    named = {name for name, sign in signs.items() if re.search(sign, answer)}
-    return named | {word.removesuffix("s") if len(word) > 2 else word for word in words}
+    return words | {name for name, sign in signs.items() if re.search(sign, answer)}
 
 
 def split_top(text: str, separator: str) -> list[str]:
@@ -126,8 +130,9 @@ def as_interval(text: str) -> str:
     parts = [part.strip() for part in COMPARED.split(text)]
     if all(part in TURNED for part in parts[1::2]):
         parts = [TURNED.get(part, part) for part in reversed(parts)]
-    parts = [r"-\infty", "<"] * (len(parts) == 3 and parts[0].isalpha()) + parts
-    parts += ["<", r"\infty"] * (len(parts) == 3 and parts[2].isalpha())
+    variables = [part.isalpha() and part != "e" for part in parts]
+    if len(parts) == 3 and any(variables):
+        parts = [r"-\infty", "<", *parts] if variables[0] else [*parts, "<", r"\infty"]
     if len(parts) != 5 or not parts[2].isalpha() or {parts[1], parts[3]} & TURNED.keys():
         return text
     return f"{'(' if parts[1] == '<' else '['}{parts[0]},{parts[4]}{')' if parts[3] == '<' else ']'}"
@@ -165,7 +170,7 @@ def fault(text: str) -> str | None:
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH or depth:
         return "depth"
-    if any(len(digits) > MAX_DIGITS for digits in re.findall(r"\d+", text)):
+    if any(len(digits) > MAX_DIGITS or not digits.isascii() for digits in re.findall(r"\d+", text)):
         return "digits"
     if text.count("!") > 4 or NUMERIC_FACTORIAL.search(text):
         return "factorial"

@@ -12,6 +12,8 @@ RIGHT = ("match", "equivalent")
 NAME = re.compile(
     r"(?:[a-df-hj-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|rho|sigma|tau|omega))(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?"
 )
+# A number with an index, a letter behind it or in brackets is not that number, though math-verify reads it so.
+MARKED = re.compile(r"[_\[\]]|\d[a-zA-Z]")
 BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
 
 
@@ -90,6 +92,8 @@ def _same_value(answer: str, truth: str, tolerance: Fraction) -> str:
     ours, theirs = number(answer), number(truth)
     if ours is not None and theirs is not None:
         return "equivalent" if abs(ours - theirs) <= tolerance else "wrong"
+    if theirs is not None and MARKED.search(answer):
+        return "wrong"
     if re.search(r"\.\d", answer) and not re.search(r"\.\d", truth):
         return "wrong"  # a decimal for an exact formula; math-verify would compare six places
     if _letters(answer) != _letters(truth) and _letters(answer.lower()) == _letters(truth.lower()):

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ from pathlib import Path
 # What a worker may say; anything else is a crash.
 ANSWERS = ("equivalent", "wrong", "unparsable", "unusable_truth")
 # An honest comparison takes milliseconds; the slowest of 1,646 golds against a wrong one took 5 s unprotected.
+# Of processor time: on a loaded machine an honest one would miss a deadline by the clock.
 DEADLINE_SECONDS = 3.0
+PATIENCE_SECONDS = 30.0  # by the clock, for a worker that waits for something
 START_SECONDS = 120.0
 WORKER_BYTES = 2 * 2**30
 WORKERS = max(1, min(4, os.cpu_count() or 1))
@@ -44,8 +47,11 @@ class Worker:
             self.process.stdin.write(json.dumps([answer, truth]).encode() + b"\n")
         except OSError:
             return "crashed"
-        outcome = self._line(DEADLINE_SECONDS)
-        return "timed_out" if outcome is None else outcome if outcome in ANSWERS else "crashed"
+        outcome = self._line(PATIENCE_SECONDS)
+        if outcome in ANSWERS:
+            return outcome
+        late = outcome is None or self.process.wait(PATIENCE_SECONDS) == -signal.SIGPROF
+        return "timed_out" if late else "crashed"
 
     def end(self) -> None:
         with self.process:  # closes its pipes and waits for it
@@ -112,12 +118,13 @@ def _judge(answer: str, truth: str) -> str:
     given = read(answer)
     if not any(not isinstance(value, str) for value in given):
         return "unparsable"
-    return "equivalent" if verify(gold, given, timeout_seconds=None, raise_on_error=False) else "wrong"
+    # Its six decimal places make all tiny numbers the same.
+    places = {"float_rounding": 30, "numeric_precision": 40}
+    return "equivalent" if verify(gold, given, **places, timeout_seconds=None, raise_on_error=False) else "wrong"
 
 
 def _work() -> None:
     import resource
-    import signal
 
     logging.disable()
     _judge("1", "2")  # imports all it needs before the limits are set
@@ -130,14 +137,13 @@ def _work() -> None:
         resource.setrlimit(limit, (value, value))
     print("ready", flush=True)
     for line in sys.stdin:
-        # Its default action ends the process even inside C code, so no worker outlives a killed owner.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(int(DEADLINE_SECONDS) + 2)
+        # The kernel ends the process at its deadline, even inside C code and when its owner is dead.
+        signal.setitimer(signal.ITIMER_PROF, DEADLINE_SECONDS)
         try:
             outcome = _judge(*json.loads(line))
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             outcome = "unparsable"
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(outcome, flush=True)
 
 

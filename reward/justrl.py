@@ -46,7 +46,7 @@ def _usable(ground_truth: str, window: int) -> bool:
 
 def check_ground_truth(data_source: str, ground_truth, extra_info: dict | None, window: int) -> None:
     """Raise a ValueError that names the row if no response could ever match the ground truth."""
-    if not isinstance(ground_truth, str) or not _usable(ground_truth, window):
+    if not isinstance(ground_truth, str) or window < 1 or not _usable(ground_truth, window):
         row = (extra_info or {}).get("index", "?")
         raise ValueError(
             f"row {row} of {data_source}: no response can match the ground truth {ground_truth!r:.200}; it must be a "

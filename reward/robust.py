@@ -25,7 +25,8 @@ def _package() -> str:
     """Return the name of the package of this folder; verl loads this file by its path, without one."""
     if __package__:
         return __package__
-    name, folder = "justrl_reward", Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
+    name = f"justrl_reward_{abs(hash(folder))}"  # another copy of this folder is another package
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             name, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -45,6 +46,7 @@ TIMEOUT_SHARE, TIMEOUT_AFTER = 0.01, 500
 
 # A negation, or a prime or quotation mark, makes another answer of the same digits.
 NEGATION = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|['\"]|\\prime")
+DEGREES_MATTER = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 HEDGE = re.compile(r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|lor|vee|sim)(?![a-zA-Z])")
 
 COUNTS: Counter = Counter()
@@ -79,6 +81,8 @@ def judge(solution_str: str, ground_truth: str, reading: dict | None = None) -> 
     if not truth or answers.fault(truth):
         return "unusable_truth", answer
     named = answers.units(answer), answers.units(ground_truth)
+    if DEGREES_MATTER.search(ground_truth) and ("degree" in named[0]) != ("degree" in named[1]):
+        return "wrong", answer
     if (all(named) and named[0] != named[1]) or (NEGATION.search(answer) and not NEGATION.search(ground_truth)):
         return "wrong", answer
     return comparison.same(given, truth, tolerance, reading.get("type") == "tuple", reading.get("asked") or 0), answer

@@ -28,7 +28,7 @@ def main() -> None:
                 f"actor_rollout_ref.model.path={folder}",
                 f"reward.reward_manager.name={manager}",
                 f"reward.custom_reward_function.path={ROOT}/reward/{name}.py",
-                *(["+reward.custom_reward_function.reward_kwargs.shadow=true"] if name == "justrl" else []),
+                *(["++reward.custom_reward_function.reward_kwargs.shadow=true"] if name == "justrl" else []),
             ],
             "cpu",
         )

@@ -21,24 +21,23 @@ INTENDED = {
 LEARNING = [stated for stated in VALUES if not stated.machine]
 
 
-def found(config, *statuses):
-    return {c.stated.key for c in check.compare(config) if c.status in statuses}
+def found(name, *statuses, overrides=(), device="cuda", allow=()):
+    _, comparisons = check.compare(name, list(overrides), device, list(allow))
+    return {c.stated.key for c in comparisons if c.status in statuses}
 
 
 @pytest.mark.parametrize("name", INTENDED)
 def test_backbones_are_the_papers_and_arms_differ_as_they_say(name):
-    config = compose(name, [], "cuda")
-    assert found(config, "machine", "different") == set()
-    assert found(config, "allowed") == INTENDED[name]
-    config.justrl.allow = []
-    assert found(config, "different") == INTENDED[name]
+    assert found(name, "machine", "different") == set()
+    assert found(name, "allowed") == INTENDED[name]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_demo_says_all_its_differences(device):
+def test_the_demo_differs_in_size_alone(device):
+    different = found("demo", "allowed", "different", device=device)
+    assert not {key for key in different if key.startswith(("algorithm", "reward"))}
+    assert found("demo", "different", overrides=["data.seed=2"], device=device) == set()
     config = compose("demo", [], device)
-    assert found(config, "different") == set()
-    assert not {key for key in found(config, "allowed") if key.startswith(("algorithm", "reward"))}
     assert config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size == 4
 
 
@@ -49,8 +48,7 @@ def test_no_config_is_left_out():
 @pytest.mark.parametrize("hardware", HARDWARE)
 @pytest.mark.parametrize("name", ["justrl_deepseek", "justrl_nemotron"])
 def test_other_machines_change_nothing_that_learning_depends_on(name, hardware):
-    config = compose(name, [f"+hardware={hardware}"], "cuda")
-    assert found(config, "allowed", "different") == set()
+    assert found(name, "allowed", "different", overrides=[f"+hardware={hardware}"]) == set()
 
 
 def mutated(value):
@@ -64,29 +62,61 @@ def mutated(value):
     return [*value[:-1], "other"] if isinstance(value, list) else f"{value}_other"
 
 
-@pytest.fixture(scope="module")
-def composed():
-    return compose("justrl_deepseek", [], "cuda")
-
-
 @pytest.mark.parametrize("stated", LEARNING, ids=lambda stated: stated.key)
-def test_a_change_of_any_stated_value_is_found(composed, stated):
+def test_a_change_of_any_stated_value_is_found(stated):
     assert len(LEARNING) >= 35
-    config = composed.copy()
-    value = OmegaConf.select(config, stated.key, default=stated.value)
+    value = OmegaConf.select(check.shipped_config("justrl_deepseek", "cuda")[0], stated.key, default=stated.value)
     value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    OmegaConf.update(config, stated.key, mutated(value), force_add=True)
-    assert stated.key in found(config, "different")
+    override = f"++{stated.key}={json.dumps(mutated(value))}"
+    _, comparisons = check.compare("justrl_deepseek", [override], "cuda", [])
+    assert stated.key in {c.stated.key for c in comparisons if c.status == "different"}
     with pytest.raises(ValueError, match=stated.key):
-        check.require_paper(config)
-    check.require_paper(check.allow(config, [stated.key, "trainer.total_training_steps"]))
+        check.require_paper(comparisons)
 
 
-def test_steps_belong_to_their_backbone():
-    config = compose("justrl_deepseek", ["trainer.total_training_steps=3440"], "cuda")
-    assert found(config, "different") == {"trainer.total_training_steps"}
-    folder = "actor_rollout_ref.model.path=/models/OpenMath-Nemotron-1.5B"
-    assert found(compose("justrl_nemotron", [folder], "cuda"), "different") == set()
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.train_files=other.parquet",
+        "actor_rollout_ref.rollout.response_length=2048",
+        "actor_rollout_ref.actor.fsdp_config.model_dtype=bfloat16",
+        "+actor_rollout_ref.actor.optim.override_optimizer_config.eps=0.1",
+        "actor_rollout_ref.model.custom_chat_template=hello",
+        "reward.reward_manager.source=importlib",
+        "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+        "trainer.val_only=true",
+    ],
+)
+def test_what_nobody_stated_may_not_change_silently_either(override):
+    key = override.lstrip("+").split("=")[0]
+    assert found("justrl_deepseek", "different", overrides=[override]) == {key}
+    assert found("justrl_deepseek", "different", overrides=[override], allow=[key]) == set()
+
+
+def test_an_arms_own_difference_is_its_own_value_alone():
+    path = "reward.custom_reward_function.path=/other/reward.py"
+    assert found("ablation_verifier", "different", overrides=[path]) == {VERIFIER}
+    length = "reward.reward_kwargs.overlong_buffer_cfg.len"
+    assert found("ablation_overlong", "different", overrides=[f"{length}=1"]) == {length}
+
+
+def test_places_and_logging_are_free():
+    free = ["trainer.experiment_name=x", "trainer.logger=[console]", "trainer.default_local_dir=/x/checkpoints"]
+    assert found("justrl_deepseek", "allowed", "different", overrides=free) == set()
+
+
+def test_steps_belong_to_their_backbone(tmp_path):
+    steps = ["trainer.total_training_steps=3440"]
+    assert found("justrl_deepseek", "different", overrides=steps) == {"trainer.total_training_steps"}
+    folder = ["actor_rollout_ref.model.path=/models/OpenMath-Nemotron-1.5B"]
+    assert found("justrl_nemotron", "different", overrides=folder) == set()
+    other = ["actor_rollout_ref.model.path=unsloth/OpenMath-Nemotron-1.5B"]
+    assert "actor_rollout_ref.model.path" in found("justrl_nemotron", "different", overrides=other)
+
+
+def test_a_mistyped_acknowledgement_is_an_error():
+    with pytest.raises(ValueError, match=r"--allow data\.sed: no such key"):
+        found("justrl_deepseek", allow=["data.sed"])
 
 
 def run(monkeypatch, capsys, *arguments):
