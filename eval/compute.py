@@ -2,10 +2,9 @@
 
 from omegaconf import DictConfig
 
+from recipe import paper
 from recipe.curves import BUDGETS, GPU_HOURS, STEPS, backbone
 from recipe.progress import has_training, step_seconds
-
-BATCH, MINI_BATCH, ROLLOUTS = 256, 64, 8  # of the published runs: the paper's table 2
 
 
 def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:
@@ -37,13 +36,15 @@ def count(number: float) -> str:
 def compute_table(by_step: dict[int, dict], config: DictConfig) -> tuple[list[list[str]], str]:
     """Return rows, the header first, of this run beside the published one of its backbone, and a note on them."""
     ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
-    prompts = STEPS[name] * BATCH
+    prompts = STEPS[name] * paper.stated("data.train_batch_size")
+    updates = prompts // paper.stated("actor_rollout_ref.actor.ppo_mini_batch_size")
+    responses = prompts * paper.stated("actor_rollout_ref.rollout.n")
     rows = [
         ["compute", "this run", f"JustRL-{name}, published"],
         ["steps", count(ours["steps"]), count(STEPS[name])],
-        ["optimizer steps", count(ours["updates"]), count(prompts // MINI_BATCH)],
+        ["optimizer steps", count(ours["updates"]), count(updates)],
         ["prompts", count(ours["prompts"]), count(prompts)],
-        ["responses", count(ours["responses"]), count(prompts * ROLLOUTS)],
+        ["responses", count(ours["responses"]), count(responses)],
         ["tokens generated", count(ours["tokens"]), "not stated"],
         ["budget by the paper's formula (tokens)", count(ours["budget"]), count(BUDGETS[f"JustRL-{name}"])],
         ["tokens generated / budget", f"{ours['tokens'] / ours['budget']:.2f}", "about 0.3 at 4-5 thousand a response"],

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from recipe import paper
 
 NAMES = {"deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": "DeepSeek", "nvidia/OpenMath-Nemotron-1.5B": "Nemotron"}
-RESPONSE_TOKENS = 15360
 
 # (step, low, high), straight lines between. The paper gives one set of curves for the recipe (training dynamics):
 # entropy oscillates in 1.0-1.6 nats; the reward climbs from about -0.6 to +0.4; the mean response shortens from 7-8
@@ -48,7 +47,7 @@ GPU_HOURS = 11500  # A800; 32 of them for about 15 days
 def backbone(config: DictConfig) -> str | None:
     """Return "DeepSeek" or "Nemotron" if a composed config trains that one at the paper's length, else None."""
     path = OmegaConf.select(config, "actor_rollout_ref.model.path") or ""
-    same_length = OmegaConf.select(config, "data.max_response_length") == RESPONSE_TOKENS
+    same_length = OmegaConf.select(config, "data.max_response_length") == paper.stated("data.max_response_length")
     return NAMES.get(paper.backbone(path)) if same_length else None
 
 

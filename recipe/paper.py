@@ -130,7 +130,13 @@ VALUES = (
 )
 
 
+def stated(key: str) -> Any:
+    """Return the value that the paper or its release states for a key; KeyError if they state none."""
+    return {value.key: value.value for value in VALUES}[key]
+
+
 def backbone(model: str | None) -> str | None:
     """Return the paper's backbone that a hub id or a local folder is named after; None for another model."""
-    name, local = Path(str(model)).name, Path(str(model)).is_absolute() or Path(str(model)).is_dir()
-    return next((known for known in BACKBONES if model == known or (local and name == Path(known).name)), None)
+    path = Path(str(model))
+    local = path.is_absolute() or path.is_dir()
+    return next((known for known in BACKBONES if model == known or (local and path.name == Path(known).name)), None)

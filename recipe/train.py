@@ -121,7 +121,6 @@ def environment(config: DictConfig) -> dict[str, str]:
 
 def changed_keys(before: Path, config: DictConfig) -> list[str]:
     """Return the dotted keys in which `config` differs from the one that the run was last started with."""
-
     if not before.exists():
         return []
     old, new = (flat(c) for c in (OmegaConf.load(before), config))

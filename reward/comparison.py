@@ -95,7 +95,7 @@ def _same_value(answer: str, truth: str, tolerance: Fraction) -> str:
     if theirs is not None and MARKED.search(answer):
         return "wrong"
     if re.search(r"\.\d", answer) and not re.search(r"\.\d", truth):
-        return "wrong"  # a decimal for an exact formula; math-verify would compare six places
+        return "wrong"  # a decimal is not an exact formula
     if _letters(answer) != _letters(truth) and _letters(answer.lower()) == _letters(truth.lower()):
         return "wrong"  # R is not r; math-verify takes them for the same
     return POOL.ask(answer, truth)

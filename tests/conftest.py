@@ -1,5 +1,6 @@
 """Shared paths and the data folder that only some machines have."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ settings.register_profile("loaded", deadline=None, suppress_health_check=[Health
 settings.load_profile("loaded")
 
 SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def demo_data() -> None:
+    """The demo's data and model, made by the run's own command."""
+    subprocess.run(["./run_justrl.sh", "demo", "--only", "data"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture

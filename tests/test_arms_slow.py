@@ -15,7 +15,7 @@ from recipe.resume import read_metrics
 from tests.conftest import ROOT
 from tests.test_run_slow import SECONDS, experiment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 
 TOKENS = 16  # of a training response; a worked answer of the demo has 21 to 24, a guess 6 or 7
 SMALL = [
@@ -48,12 +48,6 @@ def train(arm, steps, *overrides, **environment):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-@pytest.fixture(scope="module", autouse=True)
-def demo_data():
-    """The demo's data and model."""
-    subprocess.run(["./run_justrl.sh", "demo", "--only", "data"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_places_and_logging_are_free():
     assert found("justrl_deepseek", "allowed", "different", overrides=free) == set()
 
 
-def test_steps_belong_to_their_backbone(tmp_path):
+def test_steps_belong_to_their_backbone():
     steps = ["trainer.total_training_steps=3440"]
     assert found("justrl_deepseek", "different", overrides=steps) == {"trainer.total_training_steps"}
     folder = ["actor_rollout_ref.model.path=/models/OpenMath-Nemotron-1.5B"]

@@ -21,18 +21,12 @@ from tests.conftest import ROOT
 from tests.test_processes import wait_until
 from tests.test_run_slow import SECONDS, assert_nothing_is_left, experiment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 NAME = "test_survival"
 STEPS, KILLS, SAVE_EVERY, KEPT = 60, 5, 5, 3
 # 84 problems are 10 batches of 8 and 4 problems left out, so that every second checkpoint ends an epoch.
 SIZES = ["data.train_max_samples=84", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
 SIZES += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def demo_data():
-    """The demo's data and model."""
-    subprocess.run(["./run_justrl.sh", "demo", "--only", "data"], cwd=ROOT, check=True, timeout=SECONDS)
 
 
 def data_loader():
