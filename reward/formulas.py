@@ -1,4 +1,7 @@
-"""Compare two formulas with math-verify, in worker processes with limits that are killed at their deadline."""
+"""Compare two formulas with math-verify, in worker processes with limits that are killed at their deadline.
+
+Another comparison may stand behind the same wall: a script that ends in `work(judge)`, and `Pool(script, answers)`.
+"""
 
 import atexit
 import json
@@ -10,9 +13,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
-# What a worker may say; anything else is a crash.
+SCRIPT = Path(__file__).resolve()
+# What its worker may say; anything else is a crash.
 ANSWERS = ("equivalent", "wrong", "unparsable", "unusable_truth")
 # An honest comparison takes milliseconds; the slowest of 1,646 golds against a wrong one took 5 s unprotected.
 # Of processor time: on a loaded machine an honest one would miss a deadline by the clock.
@@ -24,15 +29,16 @@ WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
 class Worker:
-    """A process that compares two formulas with math-verify; killed at its deadline."""
+    """A process that compares two formulas; killed at its deadline."""
 
-    def __init__(self):
-        command = [sys.executable, "-I", str(Path(__file__).resolve())]
+    def __init__(self, script: Path, answers: tuple[str, ...]):
+        self.answers = answers
+        command = [sys.executable, "-I", str(script)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, **pipes, bufsize=0, cwd="/", start_new_session=True)
         if self._line(START_SECONDS) != "ready":
             self.end()
-            raise OSError("the worker did not start; is math-verify installed?")
+            raise OSError(f"the worker {script.name} did not start; is what it imports installed?")
 
     def _line(self, seconds: float) -> str | None:
         """Return the worker's next line; None if it takes longer, "" if the worker is dead."""
@@ -48,7 +54,7 @@ class Worker:
         except OSError:
             return "crashed"
         outcome = self._line(PATIENCE_SECONDS)
-        if outcome in ANSWERS:
+        if outcome in self.answers:
             return outcome
         late = outcome is None or self.process.wait(PATIENCE_SECONDS) == -signal.SIGPROF
         return "timed_out" if late else "crashed"
@@ -61,7 +67,8 @@ class Worker:
 class Pool:
     """Workers that start when they are needed, for any number of threads; at most WORKERS at once."""
 
-    def __init__(self):
+    def __init__(self, script: Path = SCRIPT, answers: tuple[str, ...] = ANSWERS):
+        self.script, self.answers = script, answers
         self.free = threading.BoundedSemaphore(WORKERS)
         self.idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         self.owner = os.getpid()
@@ -70,7 +77,7 @@ class Pool:
     def ask(self, answer: str, truth: str) -> str:
         """Compare two formulas in a worker; the clock starts when the worker has the question."""
         if os.getpid() != self.owner:
-            self.__init__()  # a fork shares its parent's pipes and must not use them
+            self.__init__(self.script, self.answers)  # a fork shares its parent's pipes and must not use them
         with self.free:
             try:
                 worker = self._worker()
@@ -91,7 +98,7 @@ class Pool:
             try:
                 worker = self.idle.get_nowait()
             except queue.Empty:
-                return Worker()
+                return Worker(self.script, self.answers)
             if worker.process.poll() is None:
                 return worker
             worker.end()
@@ -123,11 +130,12 @@ def _judge(answer: str, truth: str) -> str:
     return "equivalent" if verify(gold, given, **places, timeout_seconds=None, raise_on_error=False) else "wrong"
 
 
-def _work() -> None:
+def work(judge: Callable[[str, str], str]) -> None:
+    """Answer the questions of a pool until it closes the pipe; a script that is a worker calls this."""
     import resource
 
     logging.disable()
-    _judge("1", "2")  # imports all it needs before the limits are set
+    judge("1", "2")  # imports all it needs before the limits are set
     for limit, value in (
         (resource.RLIMIT_AS, WORKER_BYTES),
         (resource.RLIMIT_FSIZE, 0),
@@ -140,7 +148,7 @@ def _work() -> None:
         # The kernel ends the process at its deadline, even inside C code and when its owner is dead.
         signal.setitimer(signal.ITIMER_PROF, DEADLINE_SECONDS)
         try:
-            outcome = _judge(*json.loads(line))
+            outcome = judge(*json.loads(line))
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             outcome = "unparsable"
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -148,4 +156,4 @@ def _work() -> None:
 
 
 if __name__ == "__main__":
-    _work()
+    work(_judge)
