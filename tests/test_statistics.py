@@ -1,0 +1,132 @@
+"""pass@k, maj@N, distinct-4, intervals and tests of differences, against closed forms and by simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from eval import statistics
+from eval.statistics import (
+    distinct_n,
+    interval,
+    majority,
+    mean_interval,
+    paired_difference,
+    paired_mean_difference,
+    pass_at_k,
+    powers_of_two,
+    sampling_error,
+)
+
+
+@pytest.mark.parametrize(("samples", "right", "k"), [(4, 1, 2), (6, 3, 3), (8, 0, 4), (8, 8, 1), (5, 4, 2)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(samples, right, k):
+    grades = [1] * right + [0] * (samples - right)
+    subsets = list(itertools.combinations(grades, k))
+    assert pass_at_k(samples, right, k) == pytest.approx(sum(map(max, subsets)) / len(subsets))
+
+
+def test_pass_at_k_of_the_literature():
+    """Chen et al. 2021, figure 3: the estimator as a product, 1 - prod(1 - k / i) for i from n - c + 1 to n."""
+    for samples, right, k in ((200, 7, 10), (100, 30, 100), (32, 5, 8)):
+        product = 1 - np.prod(1 - k / np.arange(samples - right + 1, samples + 1)) if samples - right >= k else 1.0
+        assert pass_at_k(samples, right, k) == pytest.approx(product)
+    assert pass_at_k(32, 5, 1) == pytest.approx(5 / 32)
+    assert powers_of_two(32) == [1, 2, 4, 8, 16, 32]
+    assert powers_of_two(6) == [1, 2, 4, 6]
+
+
+def test_the_majority_votes_and_ties_share():
+    assert majority(["4", "4", "5"], [1, 1, 0]) == 1
+    assert majority(["5", "5", "4"], [0, 0, 1]) == 0
+    assert majority(["5", "4"], [0, 1]) == 0.5
+    assert majority([None, None, "4"], [0, 0, 1]) == 1, "no box, no vote"
+    assert majority([None, None], [0, 0]) == 0
+
+
+def test_distinct_4_counts_over_a_problems_responses():
+    assert distinct_n(["a b c d"]) == 1
+    assert distinct_n(["a b c d", "a b c d"]) == 0.5
+    assert distinct_n(["a a a a a a"]) == pytest.approx(1 / 3)
+    assert distinct_n(["a b c"]) == 0
+    text = "let us add the two numbers and let us add the two numbers again"
+    words = text.split()
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    assert distinct_n([text]) == len(set(grams)) / len(grams)
+
+
+def test_the_interval_agrees_with_students_for_a_plain_mean():
+    rng = np.random.default_rng(1)
+    values = rng.normal(0.5, 0.1, 30)
+    low, high = interval(values)
+    half = 2.0452 * values.std(ddof=1) / math.sqrt(len(values))  # t of 29 degrees of freedom, two-sided 95 %
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.004)
+
+
+def test_the_widening_is_students():
+    for problems, student in ((30, 2.0452), (40, 2.0227), (272, 1.9688), (5, 2.7764)):
+        assert statistics.widening(problems) == pytest.approx(
+            student / 1.95996 * math.sqrt(problems / (problems - 1)), rel=0.02
+        )
+
+
+@pytest.mark.parametrize("problems", [30, 40, 272])
+@pytest.mark.parametrize("samples", [4, 32])
+@pytest.mark.parametrize("shape", [(0.5, 0.5), (1, 3), (5, 5)])
+def test_the_interval_covers_the_truth_19_times_in_20(problems, samples, shape, monkeypatch):
+    """Problems drawn from a population, samples from each problem: 93 to 97 % of the intervals hold its mean."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 600)
+    rng, truth, tries = np.random.default_rng(12), shape[0] / sum(shape), 1600 if problems < 100 else 600
+    covered = 0
+    for _ in range(tries):
+        shares = rng.binomial(samples, rng.beta(*shape, problems)) / samples
+        low, high = interval(shares)
+        covered += low <= truth <= high
+    assert 0.93 <= covered / tries <= 0.97
+
+
+def test_a_benchmark_of_zeros_is_not_certain():
+    """Of 30 problems without a right answer: 1 - 0.025 ** (1 / 30), the exact bound of Clopper and Pearson."""
+    assert interval(np.zeros(30)) == pytest.approx((0, 0.1157), abs=1e-4)
+    assert interval(np.ones(30)) == pytest.approx((0.8843, 1), abs=1e-4)
+    assert interval(np.zeros(1)) == pytest.approx((0, 0.975))
+
+
+def test_the_mean_of_benchmarks_weighs_each_alike():
+    rng = np.random.default_rng(0)
+    tables = [rng.random(30), rng.random(500)]
+    mean, (low, high) = mean_interval(tables)
+    assert mean == pytest.approx((tables[0].mean() + tables[1].mean()) / 2)
+    error = math.sqrt(sum(table.var(ddof=1) / len(table) for table in tables)) / 2
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.06)
+
+
+def test_paired_differences_use_the_pairs():
+    before = np.array([0.0, 0.25, 0.5, 0.75] * 20)
+    mean, (low, high), p = paired_difference(before, before + np.tile([0.2, 0.3], 40))
+    assert mean == pytest.approx(0.25)
+    assert 0.23 < low < 0.25 < high < 0.27, "far narrower than the models' own intervals"
+    assert p == pytest.approx(1 / (1 + statistics.RESAMPLES))
+    assert paired_difference(before, before)[2] == 1
+
+
+def test_the_p_value_is_the_exact_one_of_few_problems():
+    """Of six problems that all improved alike, 2 of the 64 sign patterns are as far: p = 2 / 64."""
+    _, _, p = paired_difference(np.zeros(6), np.full(6, 0.5))
+    assert p == pytest.approx(2 / 64, abs=0.006)
+
+
+def test_the_p_value_is_uniform_where_nothing_differs():
+    rng = np.random.default_rng(5)
+    values = [paired_mean_difference([(rng.random(20), rng.random(20)) for _ in range(2)])[2] for _ in range(200)]
+    assert 0.01 <= np.mean(np.array(values) < 0.05) <= 0.1
+
+
+def test_the_sampling_error_is_that_of_repeated_evaluations():
+    rng = np.random.default_rng(3)
+    chances = rng.beta(1, 1, 30)
+    scores = [(rng.binomial(32, chances) / 32).mean() for _ in range(3000)]
+    estimates = [sampling_error(rng.binomial(32, chances) / 32, 32) for _ in range(200)]
+    assert np.mean(estimates) == pytest.approx(np.std(scores), rel=0.05)
+    assert math.isnan(sampling_error(chances, 1))
