@@ -1,40 +1,50 @@
-"""Sample responses of a model with vLLM: python -m eval.generate --model M --bench DIR --output DIR
+"""Sample responses of a model with vLLM on Ray: python -m eval.generate --model M --bench DIR --output DIR
 
 Every parquet file in --bench is a task, named by the file. The defaults are the released protocol:
 temperature 0.7, top-p 0.9, up to 31,744 new tokens, the prompt with one space before the boxed sentence,
-32 samples a problem and 4 for the three large benchmarks. Samples that are on disk are not generated again.
+32 samples a problem and 4 for the three large benchmarks. Samples that are on disk are not generated again, so the
+same command continues what was interrupted, also with another number of workers.
+
+One GPU, eight, or a Ray cluster (RAY_ADDRESS): an engine on every GPU, or --workers of them. With --endpoint a server
+that is there answers, and --model is its name for the model.
 
 example: python -m eval.generate --model models/demo --bench data/demo --tasks test --samples 4 \\
              --max-tokens 64 --prompt training --output outputs/demo/eval/base
 """
 
 import argparse
+import asyncio
 import contextlib
-import functools
 import hashlib
 import json
 import os
+import signal
 import sys
+import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from data_prep.benchmarks import BENCHMARKS
 from data_prep.command import run as run_command
 from data_prep.files import sha256, write_text_whole
 from data_prep.parquet import read_rows
 from data_prep.prompt import evaluation_prompt, training_prompt
+from eval.engines import Endpoint, answer_all, engine_options, ray_engines
+from eval.samples import ENDING, format_line, read_samples, repair
 from recipe.preflight import check_model
-from recipe.processes import run_lock
-from recipe.progress import cause
+from recipe.processes import ProcessRecord, adopt_orphans, run_lock
+from recipe.progress import cause, duration
 
 PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
 DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's
-SAMPLES_A_WRITE = 1024  # at most this much is lost to a kill
-CPU_KV_CACHE_BYTES = 256 * 2**20
+SAY_EVERY_SECONDS = 20.0  # where there is no terminal for a bar
 # Settings that decide what a sample is: a folder made with others is not mixed with these.
-FINGERPRINTED = ("model", "weights", "prompt", "temperature", "top_p", "max_tokens", "base_seed")
+FINGERPRINTED = ("model", "revision", "weights", "endpoint", "problems", "prompt", "temperature", "top_p", "max_tokens")
+FINGERPRINTED += ("base_seed",)
 
 
 def sample_seed(base_seed: int, task: str, problem_id: str, sample: int) -> int:
@@ -46,28 +56,12 @@ def sample_seed(base_seed: int, task: str, problem_id: str, sample: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def read_samples(path: Path) -> list[dict]:
-    """Read a samples file; a last line torn by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    samples = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            samples.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not JSON; restore the file or delete it") from error
-    return samples
-
-
 def wanted_samples(task: str, rows: pd.DataFrame, prompt: str, samples: int, base_seed: int) -> list[dict]:
     """Return a record for every sample of a task, all fields but those of the response."""
     wanted = []
     for row in rows.to_dict("records"):
-        problem_id = str(row["extra_info"]["index"])
+        extra = row["extra_info"]
+        problem_id = str(extra["index"])
         for sample in range(samples):
             wanted.append(
                 {
@@ -75,163 +69,235 @@ def wanted_samples(task: str, rows: pd.DataFrame, prompt: str, samples: int, bas
                     "problem_id": problem_id,
                     "sample": sample,
                     "seed": sample_seed(base_seed, task, problem_id, sample),
-                    "prompt": PROMPTS[prompt](row["extra_info"]["problem"]),
-                    "answer": row["reward_model"]["ground_truth"],
+                    "prompt": PROMPTS[prompt](extra["problem"]),
+                    "answer": extra.get("released") or row["reward_model"]["ground_truth"],
                 }
             )
     return wanted
 
 
 def check_fingerprint(path: Path, settings: dict) -> None:
-    """Write a task's settings, or compare them with those that made the samples already there.
+    """Compare a task's settings with those that made the samples already there, if any.
 
     Raises:
         ValueError: they differ; the message names the first that does.
     """
-    if path.exists():
-        there = json.loads(path.read_text())
-        for name in FINGERPRINTED:
-            if there.get(name) != settings[name]:
-                raise ValueError(
-                    f"{path.parent}: its samples were made with {name}={there.get(name)}, not {settings[name]}; "
-                    "delete the folder or choose another --output"
-                )
-    write_text_whole(path, json.dumps(settings, indent=2) + "\n")
+    if not path.exists():
+        return
+    there = json.loads(path.read_text())
+    for name in FINGERPRINTED:
+        if there.get(name) != settings[name]:
+            raise ValueError(
+                f"{path.parent}: its samples were made with {name}={there.get(name)}, not {settings[name]}; "
+                "delete the folder or choose another --output"
+            )
+
+
+def digest(parts: list[str]) -> str:
+    """Return a short digest of texts in their order."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def weights_digest(model: str) -> str | None:
     """Return a digest of a local model's weights, since a folder can hold others tomorrow; None for a hub id."""
     files = sorted(Path(model).glob("*.safetensors"))
-    return hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest() if files else None
-
-
-def start_engine(model: str, longest_prompt: int, max_tokens: int):
-    """Return a vLLM engine, on the CPU with what that needs."""
-    from vllm import LLM
-    from vllm.platforms import current_platform
-
-    length = longest_prompt + max_tokens
-    options = {"model": model, "max_model_len": length}
-    if current_platform.is_cpu():
-        options |= {
-            "dtype": "float32",
-            "enforce_eager": True,  # compiling takes longer than a tiny model's whole evaluation
-            "enable_chunked_prefill": False,  # a seeded prompt that is split crashes vLLM's CPU generator
-            "max_num_batched_tokens": max(8192, length),
-            "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
-        }
-    return LLM(**options)
+    return digest([sha256(path) for path in files]) if files else None
 
 
 @contextlib.contextmanager
-def output_into(log_path: Path):
+def output_into(log_path: Path, command: str):
     """Send everything that this process prints into a log; yields a file that still reaches the terminal.
 
-    By descriptor and to the process's end: vLLM's C++ parts print too, some only at exit.
+    By descriptor and to the process's end: Ray's and vLLM's C++ parts print too, some only at exit.
     """
     terminal = os.fdopen(os.dup(1), "w", buffering=1)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    start = os.lseek(log, 0, os.SEEK_END)
     sys.stdout.flush()
     sys.stderr.flush()
+    errors = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
         yield terminal
+    except (ValueError, KeyboardInterrupt):
+        os.dup2(errors.fileno(), 2)
+        raise
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
-        print(f"eval.generate: failed: {cause(log_path)}\n  see {log_path}", file=terminal)
+        print(f"{command}: failed: {cause(log_path, start)}\n  see {log_path}", file=errors)
         raise SystemExit(1) from error
 
 
-def generate(engine, tokenizer, missing: list[dict], path: Path, args: argparse.Namespace, terminal) -> None:
-    """Generate the missing samples and append them to `path`, a chunk at a time."""
-    from tqdm import tqdm
-    from vllm import SamplingParams
+class Progress:
+    """A bar of finished responses, tokens a second and time left; a line now and then where there is no terminal."""
 
-    bar = functools.partial(tqdm, file=terminal, leave=False) if terminal.isatty() else False
-    for start in range(0, len(missing), SAMPLES_A_WRITE):
-        chunk = missing[start : start + SAMPLES_A_WRITE]
-        prompts = [{"prompt_token_ids": prompt_ids(tokenizer, record["prompt"])} for record in chunk]
-        parameters = [
-            SamplingParams(
-                temperature=args.temperature, top_p=args.top_p, max_tokens=args.max_tokens, seed=record["seed"]
-            )
-            for record in chunk
-        ]
-        outputs = engine.generate(prompts, parameters, use_tqdm=bar)
-        with open(path, "a") as file:
-            for record, output in zip(chunk, outputs, strict=True):
-                completion = output.outputs[0]
-                response = {
-                    "response": completion.text,
-                    "tokens": len(completion.token_ids),
-                    "finish_reason": completion.finish_reason,
-                }
-                file.write(json.dumps(record | response, ensure_ascii=False) + "\n")
-        print(f"  {path.name}: {start + len(chunk)} of {len(missing)} samples", file=terminal)
+    def __init__(self, total: int, terminal):
+        self.total, self.terminal, self.tokens, self.finished = total, terminal, 0, 0
+        self.started = self.said = time.monotonic()
+        self.bar = tqdm(total=total, file=terminal, unit=" responses") if terminal.isatty() else None
+
+    def add(self, tokens: int) -> None:
+        self.finished, self.tokens, now = self.finished + 1, self.tokens + tokens, time.monotonic()
+        rate = self.tokens / max(1e-9, now - self.started)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+            self.bar.update()
+        elif now - self.said > SAY_EVERY_SECONDS or self.finished == self.total:
+            self.said = now
+            left = duration((now - self.started) / self.finished * (self.total - self.finished))
+            print(f"  {self.finished} of {self.total} responses, {rate:,.0f} tokens/s, {left} left", file=self.terminal)
 
 
-def prompt_ids(tokenizer, prompt: str) -> list[int]:
-    """Return the token ids of one user turn in the model's chat template."""
-    turn = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+@contextlib.contextmanager
+def one_driver(folder: Path) -> Iterator[ProcessRecord]:
+    """Hold a folder of samples: end what a dead driver left, record what this one starts, and end it at the end."""
+    with run_lock(folder):
+        record = ProcessRecord(folder)
+        if ended := record.end_leftovers():
+            print(f"  ended {ended} processes that a dead run had left", flush=True)
+        adopt_orphans()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            yield record
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            record.end_descendants()
 
 
-def run(args: argparse.Namespace) -> None:
-    """Generate what is missing in every task."""
+@contextlib.asynccontextmanager
+async def started_engines(args: argparse.Namespace, length: int, sampling: dict):
+    """Yield the engines that `args` names, and what they say of themselves."""
+    if args.endpoint:
+        engines = [Endpoint(url, args.model, sampling) for url in args.endpoint]
+        yield engines, [await engine.describe() for engine in engines]
+        return
+    options = engine_options(args.model, length, args.tensor_parallel) | {"revision": args.revision}
+    async with ray_engines(options, sampling, args.workers) as engines:
+        yield engines, [await engines[0].actor.describe.remote()]
+
+
+def tokenize(model: str, revision: str | None, records: list[dict]) -> int:
+    """Give records their `prompt_ids`, one user turn in the model's chat template; return the longest's length.
+
+    Raises:
+        OSError: the hub has no such model, or cannot be reached.
+    """
     from transformers import AutoTokenizer
 
-    check_model(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    made: dict[str, list[int]] = {}
+    for record in records:
+        if (text := record["prompt"]) not in made:
+            turn = [{"role": "user", "content": text}]
+            made[text] = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        record["prompt_ids"] = made[text]
+    return max(map(len, made.values()))
+
+
+def plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict]]:
+    """Return a record for every sample that is missing, and each task's settings, which are compared with its folder's.
+
+    Raises:
+        ValueError: an unknown task, samples of other settings, a damaged file.
+    """
     files = {path.stem: path for path in sorted(args.bench.glob("*.parquet"))}
     tasks = args.tasks.split(",") if args.tasks else list(files)
     if not tasks:
         raise ValueError(f"{args.bench}: has no parquet file; prepare it with data_prep.benchmarks")
-    settings = {name: getattr(args, name) for name in FINGERPRINTED if name != "weights"}
-    settings["weights"] = weights_digest(args.model)
-    missing: dict[str, list[dict]] = {}
     for task in tasks:
         if task not in files:
             raise ValueError(f"unknown task '{task}'; {args.bench} has {', '.join(files)}")
-        path = args.output / f"{task}.samples.jsonl"
-        check_fingerprint(args.output / f"{task}.meta.json", settings)
-        done = read_samples(path)
-        if path.exists() and not path.read_text().endswith("\n"):
-            write_text_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in done))
-        keys = {(record["problem_id"], record["sample"]) for record in done}
+    shared = {name: getattr(args, name, None) for name in FINGERPRINTED}
+    shared |= {"endpoint": bool(args.endpoint), "weights": weights_digest(args.model)}
+    missing, settings = [], {}
+    for task in tasks:
+        path = args.output / f"{task}{ENDING}"
         samples = args.samples or (BENCHMARKS[task].samples if task in BENCHMARKS else DEFAULT_SAMPLES)
         wanted = wanted_samples(task, read_rows(files[task]), args.prompt, samples, args.base_seed)
-        missing[task] = [record for record in wanted if (record["problem_id"], record["sample"]) not in keys]
-    if not any(missing.values()):
-        print(f"{args.output}: all samples are there")
-        return
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    longest = max(len(prompt_ids(tokenizer, record["prompt"])) for records in missing.values() for record in records)
-    log_path = args.output / "generate.log"
-    print(f"  {sum(map(len, missing.values()))} samples of {args.model}, vLLM's output in {log_path}", flush=True)
-    with output_into(log_path) as terminal:
-        engine = start_engine(args.model, longest, args.max_tokens)
-        for task, records in missing.items():
-            generate(engine, tokenizer, records, args.output / f"{task}.samples.jsonl", args, terminal)
+        problems = digest([text for record in wanted[::samples] for text in (record["prompt"], record["answer"])])
+        settings[task] = shared | {"task": task, "problems": problems, "samples": samples}
+        check_fingerprint(args.output / f"{task}.meta.json", settings[task])
+        if torn := repair(path):
+            print(f"  {path}: {torn} torn lines dropped; those samples are generated again")
+        there = {(record["problem_id"], record["sample"]) for record in (read_samples(path) if path.exists() else [])}
+        missing += [record for record in wanted if (record["problem_id"], record["sample"]) not in there]
+    return missing, settings
 
 
-def main() -> None:
+async def generate(records: list[dict], settings: dict, args, length: int, process_record, terminal) -> list[str]:
+    """Have every record answered, its sample appended to its task's file at once; return the reasons of failures."""
+    sampling = {name: getattr(args, name) for name in ("temperature", "top_p", "max_tokens")}
+    async with started_engines(args, length, sampling) as (engines, described):
+        process_record.update()
+        for task, values in settings.items():
+            text = json.dumps(values | {"engines": described}, indent=2)
+            write_text_whole(args.output / f"{task}.meta.json", text + "\n")
+        progress = Progress(len(records), terminal)
+        with contextlib.ExitStack() as stack:
+            files = {task: stack.enter_context(open(args.output / f"{task}{ENDING}", "a")) for task in settings}
+
+            def done(record: dict, result: dict) -> None:
+                fields = {name: value for name, value in record.items() if name != "prompt_ids"}
+                files[record["task"]].write(format_line(fields | result))
+                files[record["task"]].flush()
+                progress.add(result["tokens"] or 0)
+
+            return await answer_all(records, engines, done)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate what is missing in every task and return the exit status."""
+    if not args.endpoint:
+        check_model(args.model)
+    with one_driver(args.output) as process_record:
+        missing, settings = plan(args)
+        if not missing:
+            print(f"{args.output}: all samples are there")
+            return 0
+        length = 0 if args.endpoint else tokenize(args.model, args.revision, missing) + args.max_tokens
+        log_path = args.output / "generate.log"
+        print(f"  {len(missing)} samples of {args.model}, the engines' output in {log_path}", flush=True)
+        with output_into(log_path, "eval.generate") as terminal:
+            failed = asyncio.run(generate(missing, settings, args, length, process_record, terminal))
+        if failed:
+            print(
+                f"  {len(failed)} samples failed: {failed[0][:300]}; the same command tries them again", file=terminal
+            )
+        return int(bool(failed))
+
+
+def positive(text: str) -> int:
+    """Parse a count of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says where a model runs."""
+    parser.add_argument("--revision", help="of a hub id: a commit, branch or tag")
+    parser.add_argument("--workers", type=positive, help="engines (default: one on every GPU, or one on a CPU)")
+    parser.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs of one engine, on one node")
+    parser.add_argument("--endpoint", action="append", metavar="URL", help="of an OpenAI-compatible server; repeatable")
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--model", required=True, help="folder or hub id; with --endpoint, the server's name for it")
     parser.add_argument("--bench", type=Path, required=True, help="folder of prepared parquet files, one a task")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to, or to continue")
     parser.add_argument("--tasks", help="comma-separated names (default: every file of --bench)")
-    parser.add_argument("--samples", type=int, help="samples a problem (default: the protocol's, 32 or 4)")
+    parser.add_argument("--samples", type=positive, help="samples a problem (default: the protocol's, 32 or 4)")
     parser.add_argument("--temperature", type=float, default=0.7, help="default %(default)s")
     parser.add_argument("--top-p", type=float, default=0.9, help="default %(default)s")
-    parser.add_argument("--max-tokens", type=int, default=31744, help="new tokens at most (default %(default)s)")
+    parser.add_argument("--max-tokens", type=positive, default=31744, help="new tokens at most (default %(default)s)")
     parser.add_argument("--prompt", choices=sorted(PROMPTS), default="evaluation", help="default %(default)s")
     parser.add_argument("--base-seed", type=int, default=0, help="every sample's seed derives from it")
-    args = parser.parse_args()
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts faster, and dies with this process
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    with run_lock(args.output):
-        run(args)
+    add_engine_arguments(parser)
+    return run(parser.parse_args())
 
 
 if __name__ == "__main__":

