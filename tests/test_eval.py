@@ -1,19 +1,16 @@
-"""Seeds, grades, intervals and the report, on known answers."""
+"""Seeds, files of samples, grades and scores, on known answers."""
 
+import argparse
 import json
-import math
+from pathlib import Path
 
-import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
-from eval import grade, report
-from eval.compute import compute
-from eval.generate import check_fingerprint, read_samples, sample_seed
-from eval.statistics import average, bootstrap_interval, paired_difference
-from recipe.compose import compose
-from recipe.curves import BUDGETS, backbone
-from tests.conftest import ROOT
+from data_prep.benchmarks import BENCHMARKS, benchmark_row, read_pairs
+from data_prep.golds import corrected, corrections, read
+from eval import grade, judge, typed
+from eval.generate import check_fingerprint, digest, sample_seed, wanted_samples
+from eval.samples import read_samples, repair, sample_files
 
 
 def test_seeds_depend_on_each_argument_and_nothing_else():
@@ -23,153 +20,196 @@ def test_seeds_depend_on_each_argument_and_nothing_else():
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_the_interval_agrees_with_the_normal_approximation():
-    rng = np.random.default_rng(1)
-    values = (rng.random(400) < 0.3).astype(float)
-    low, high = bootstrap_interval(values)
-    half = 1.96 * values.std() / math.sqrt(len(values))
-    assert low == pytest.approx(values.mean() - half, abs=0.006)
-    assert high == pytest.approx(values.mean() + half, abs=0.006)
-    assert bootstrap_interval(np.zeros(30)) == (0.0, 0.0)
-
-
-def test_paired_difference_uses_the_pairs():
-    before = np.array([0.0, 0.25, 0.5, 0.75] * 20)
-    mean, (low, high) = paired_difference(before, before + 0.25)
-    assert mean == low == high == 0.25
-    assert average(np.array([[1, 0], [1, 1]])) == 0.75
-
-
-def write_samples(folder, task, responses, samples=2):
+def write_samples(folder, task, responses, samples=2, answer="4"):
     """Write a samples file as eval.generate does, and its settings."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{task}.samples.jsonl", "w") as file:
         for i, text in enumerate(responses):
-            record = {"task": task, "problem_id": str(i // samples), "sample": i % samples, "seed": i, "prompt": "p"}
-            record |= {"answer": "4", "response": text, "tokens": 5, "finish_reason": "stop"}
+            record = {"task": task, "problem_id": f"{task}-{i // samples}", "sample": i % samples, "seed": i}
+            record |= {"prompt": "p", "answer": answer, "response": text, "tokens": 5 + i, "finish_reason": "stop"}
             file.write(json.dumps(record) + "\n")
     (folder / f"{task}.meta.json").write_text(json.dumps({"model": "m"}))
 
 
-def test_grading_and_its_reasons(tmp_path):
-    write_samples(tmp_path, "demo", [r"\boxed{4}", r"\boxed{5}", "no", r"\boxed{4}"])
-    scores = grade.run(tmp_path)
+def graded(folder, **options):
+    """Grade a folder as the command does without options."""
+    values = {"folder": folder, "model": None, "audit": 0.0, "endpoint": None, "revision": None, **options}
+    return grade.run(argparse.Namespace(**values))
+
+
+def test_grading_keeps_two_tracks_and_says_why(tmp_path):
+    right, half, hedged = r"\boxed{4}", r"\boxed{\frac{8}{2}}", r"\boxed{4 \text{ or } 5}"
+    write_samples(tmp_path, "demo", [right, r"\boxed{5}", "no", half, r"\boxed{x=4}", hedged])
+    scores = graded(tmp_path)
     task = scores["tasks"]["demo"]
-    assert (task["avg"], task["problems"], task["samples"], task["no_box"]) == (0.5, 2, 2, 0.25)
-    assert scores["mean"] == 0.5
-    reasons = [json.loads(line)["reason"] for line in (tmp_path / "demo.grades.jsonl").open()]
-    assert reasons == ["match", "another answer", "no box", "match"]
+    assert (task["problems"], task["samples"], task["no_box"], task["cut_off"]) == (3, 2, 1 / 6, 0)
+    assert task["tracks"]["official"]["per_problem"] == {"demo-0": 0.5, "demo-1": 0, "demo-2": 1}, "it drops text"
+    assert task["tracks"]["strict-typed"]["per_problem"] == {"demo-0": 0.5, "demo-1": 0.5, "demo-2": 0.5}
+    assert (scores["track"], scores["mean"], task["avg"]) == ("official", 0.5, 0.5)
+    assert scores["means"]["strict-typed"]["avg"] == 0.5
+    assert scores["judge"] is None
+    lines = [json.loads(line) for line in (tmp_path / "demo.grades.jsonl").open()]
+    assert [line["reason"] for line in lines] == ["match", "wrong", "no_box", "wrong", "match", "match"]
+    assert [line["typed_reason"] for line in lines] == ["match", "wrong", "no_box", "equivalent", "equivalent", "wrong"]
+    assert task["tokens"]["mean"] == 7.5
+    assert sum(task["tokens"]["right"]) == 3
+
+
+def test_the_second_grading_is_looked_up(tmp_path, monkeypatch):
+    write_samples(tmp_path, "demo", [r"\boxed{4}", r"\boxed{5}"])
+    first = graded(tmp_path)
+
+    def never(*arguments):
+        raise AssertionError("graded again")
+
+    monkeypatch.setattr(grade.official, "judge", never)
+    monkeypatch.setattr(grade.typed, "judge", never)
+    assert graded(tmp_path) == first
+    monkeypatch.setattr(grade.official, "VERSION", 0)
+    with pytest.raises(AssertionError, match="graded again"):
+        graded(tmp_path)
 
 
 def test_incomplete_samples_are_refused(tmp_path):
     write_samples(tmp_path, "demo", [r"\boxed{4}", r"\boxed{5}", "no"])
-    with pytest.raises(ValueError, match=r"between 1 and 2 samples; run eval\.generate again"):
-        grade.run(tmp_path)
+    with pytest.raises(ValueError, match=r"between 1 and 2 samples, the fewest has demo-1; run eval\.generate again"):
+        graded(tmp_path)
     with pytest.raises(ValueError, match=r"has no \*\.samples\.jsonl"):
-        grade.run(tmp_path / "nothing")
+        sample_files(tmp_path / "nothing")
 
 
-def test_a_torn_last_line_is_left_out_and_any_other_is_an_error(tmp_path):
+def test_torn_lines_are_left_out_and_repaired(tmp_path, capsys):
+    write_samples(tmp_path, "t", ["a", "b"])
     path = tmp_path / "t.samples.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2')
-    assert read_samples(path) == [{"a": 1}]
-    path.write_text('{"a"\n{"a": 2}\n')
-    with pytest.raises(ValueError, match="line 1"):
+    whole = path.read_text()
+    path.write_text(whole + whole[:30])
+    assert len(read_samples(path)) == 2
+    assert "1 torn lines left out" in capsys.readouterr().err
+    assert repair(path) == 1
+    assert path.read_text() == whole
+    path.write_text(whole.rstrip("\n"))
+    assert repair(path) == 0
+    assert path.read_text() == whole, "what is appended next starts a line of its own"
+
+
+def test_duplicate_and_foreign_lines_are_refused(tmp_path):
+    write_samples(tmp_path, "t", ["a", "b"])
+    path = tmp_path / "t.samples.jsonl"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(ValueError, match="sample 0 of problem t-0 is there 2 times"):
+        read_samples(path)
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="lacks 'problem_id'"):
+        read_samples(path)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="where a sample should be"):
         read_samples(path)
 
 
+def test_the_releases_files_are_read(tmp_path):
+    path = tmp_path / "aime24_t0.7_p0.9_n2-MNT31744.jsonl"
+    overlay = [(0, 7, r"\boxed{204}"), (1, 7, r"\boxed{113}"), (0, 8, "no"), (1, 8, r"\boxed{113}.")]
+    lines = [{"example_id": i, "prompt": "p", "answer": "204" if i == 0 else "113"} for i, _, _ in overlay]
+    lines = [line | {"seed": seed, "response": text} for line, (_, seed, text) in zip(lines, overlay, strict=True)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert sample_files(tmp_path) == {"AIME24": path}
+    records = read_samples(path, "AIME24")
+    assert [(r["problem_id"], r["sample"]) for r in records] == [
+        ("AIME24-0", 0),
+        ("AIME24-1", 0),
+        ("AIME24-0", 1),
+        ("AIME24-1", 1),
+    ]
+    scores = graded(tmp_path)
+    assert scores["model"] == tmp_path.name
+    assert scores["tasks"]["AIME24"]["tracks"]["official"]["per_problem"] == {"AIME24-0": 0.5, "AIME24-1": 1}
+    assert (scores["tasks"]["AIME24"]["tokens"], scores["tasks"]["AIME24"]["cut_off"]) == (None, None)
+    path.write_text(path.read_text() + json.dumps(lines[0]) + "\n")
+    with pytest.raises(ValueError, match="sample 7 of problem AIME24-0 is there 2 times"):
+        read_samples(path, "AIME24")
+
+
 def test_samples_of_other_settings_are_not_mixed(tmp_path):
-    settings = {"model": "m", "weights": None, "prompt": "training", "temperature": 0.7, "top_p": 0.9}
-    settings |= {"max_tokens": 8, "base_seed": 0}
-    check_fingerprint(tmp_path / "t.meta.json", settings)
-    check_fingerprint(tmp_path / "t.meta.json", settings)
+    settings = {"model": "m", "revision": None, "weights": None, "endpoint": False, "problems": "d"}
+    settings |= {"prompt": "training", "temperature": 0.7, "top_p": 0.9, "max_tokens": 8, "base_seed": 0}
+    path = tmp_path / "t.meta.json"
+    check_fingerprint(path, settings)
+    path.write_text(json.dumps(settings))
+    check_fingerprint(path, settings)
     with pytest.raises(ValueError, match=r"made with temperature=0\.7, not 1\.0"):
-        check_fingerprint(tmp_path / "t.meta.json", settings | {"temperature": 1.0})
+        check_fingerprint(path, settings | {"temperature": 1.0})
 
 
-@pytest.fixture
-def run_folder(tmp_path):
-    """A run of three steps with an evaluation before and after."""
-    start, step = map(json.loads, (ROOT / "tests" / "cases" / "metrics.jsonl").read_text().splitlines())
-    lines = [start, *(step | {"step": number} for number in (1, 2, 3))]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    OmegaConf.save(compose("demo", ["trainer.n_gpus_per_node=4"], "cuda"), tmp_path / "config.yaml")
-    write_samples(tmp_path / "eval" / "base", "demo", ["no"] * 4)
-    write_samples(tmp_path / "eval" / "step_3", "demo", [r"\boxed{4}", "no"] * 2)
-    return tmp_path
+def benchmark_golds(folder: Path) -> list[tuple[str, str, str, str]]:
+    """Return task, problem id, problem and released gold of every benchmark problem."""
+    return [
+        (task, f"{task}-{index}", problem, gold)
+        for task in BENCHMARKS
+        for index, (problem, gold) in enumerate(read_pairs(folder / "bench" / task / "test.parquet", task))
+    ]
 
 
-def test_the_report_shows_both_evaluations_and_the_difference(run_folder):
-    for name in ("base", "step_3"):
-        grade.run(run_folder / "eval" / name)
-    report.write(run_folder)
-    text = (run_folder / "report.md").read_text()
-    assert "| demo (avg@2, 2 problems) | 0.0 [0.0, 0.0] | 50.0 [50.0, 50.0] | +50.0 [50.0, 50.0] |" in text
-    page = (run_folder / "report.html").read_text()
-    assert "data:image/png;base64," in page
-    assert "<table>" in page
-    assert "http" not in page.split("<body>")[1], "the page must not need anything else"
-    assert (run_folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+# Golds that no response can match: strict-typed reads them, but math-verify cannot, and only the same text matches.
+def test_every_gold_is_right_on_the_strict_typed_track(shared_data):
+    overlay = corrections()
+    for task, problem_id, _, gold in benchmark_golds(shared_data):
+        truth, reading = corrected(gold, task, overlay.get(problem_id))
+        assert typed.judge(rf"so $\boxed{{{truth}}}$", truth, reading)[0] in typed.RIGHT, problem_id
 
 
-def test_zero_is_said_plainly(run_folder):
-    write_samples(run_folder / "eval" / "step_3", "demo", ["no"] * 4)
-    for name in ("base", "step_3"):
-        grade.run(run_folder / "eval" / name)
-    report.write(run_folder)
-    assert "zero before and after" in (run_folder / "report.md").read_text()
+@pytest.mark.parametrize(
+    ("task", "gold", "right", "wrong"),
+    [
+        ("Minerva", "4.5e33", [r"4.5\times 10^{33}", "4.51e33", "45e32"], ["4.6e33", "4.5e32", "4.5"]),
+        ("MATH-500", ".0000672", ["6.72e-5", r"6.72\times10^{-5}"], ["0.0000673", "0", "0.00007"]),
+        ("", "12345678901234567890", ["12,345,678,901,234,567,890"], ["12345678901234567891", "1.2345678901234567e19"]),
+        ("", r"\{1, 2\}", ["2,1", r"\{2,1\}"], ["(1,2)", "1", "1,2,3"]),
+        ("", "(1, 2)", [r"\left(1,2\right)", "1,2"], ["(2,1)", "[1,2]", "2,1"]),
+        ("", "[1, 2)", [r"1\le x<2"], ["(1,2)", "[1,2]", "1,2"]),
+        ("", r"3 \pm \sqrt{2}", [r"3+\sqrt2,3-\sqrt2", r"3-\sqrt{2}, 3+\sqrt{2}"], [r"3+\sqrt{2}"]),
+        ("", "y = 2x + 3", ["2y=4x+6", "y-2x=3", "2x+3"], ["y=2x+4", "2y=2x+3", "y=x=2x+3"]),
+        ("", r"\text{Evelyn}", ["Evelyn", r"\text{evelyn}"], ["Eve", "Evelyn or Ann"]),
+        ("", "2516_8", ["2516_{8}"], ["2516", "2516_9"]),
+        ("", "34", ["34.0", "x=34"], ["34 or 35", "30+4=34", "34, 35", r"34\%"]),
+    ],
+)
+def test_the_type_of_the_gold_decides(task, gold, right, wrong):
+    reading, truth = read(gold, task), gold
+    outcomes = {answer: typed.judge(rf"\boxed{{{answer}}}", truth, reading)[0] for answer in (*right, *wrong)}
+    assert {answer: outcome in typed.RIGHT for answer, outcome in outcomes.items()} == {
+        **dict.fromkeys(right, True),
+        **dict.fromkeys(wrong, False),
+    }
 
 
-def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match="is it a run's folder"):
-        report.write(tmp_path)
+def test_what_is_asked_of_a_model_and_a_judge():
+    row = benchmark_row("AIME24", 3, "What is 2+2?", r"\boxed{4}", None)
+
+    class Rows:
+        def to_dict(self, kind):
+            return [row]
+
+    (record,) = wanted_samples("AIME24", Rows(), "evaluation", 1, 0)
+    assert record["prompt"] == r"What is 2+2? Please reason step by step, and put your final answer within \boxed{}."
+    assert record["answer"] == r"\boxed{4}", "as released: a track decides what it means"
+    text = judge.Question(record["prompt"], "4", "5").prompt
+    assert "\nWhat is 2+2?\n" in text
+    assert "Please reason" not in text
+    assert judge.final_part("x" * 5000, "") == "x" * judge.TAIL_CHARACTERS
+    assert digest(["a", "b"]) != digest(["ab"])
 
 
-def test_the_report_counts_what_was_computed_beside_the_published(run_folder):
-    report.write(run_folder)
-    text = (run_folder / "report.md").read_text()
-    rows = dict(row.strip("| ").split(" | ", 1) for row in text.splitlines() if row.startswith("| "))
-    assert rows["steps"] == "3 | 4,380"
-    assert rows["optimizer steps"] == "12 | 17,520"
-    assert rows["prompts"] == "96 | 1,121,280"
-    assert rows["responses"] == "768 | 8,970,240"
-    assert rows["tokens generated"] == "12,054 | not stated", "3 steps of 256 responses of 15.6953 tokens"
-    assert rows["budget by the paper's formula (tokens)"] == "98,304 | 1.4e11"
-    assert rows["tokens generated / budget"].startswith("0.12 |")
-    assert rows["GPU hours"] == "0.09 | about 11,500 (A800)", "3 steps of 5.67 and 1.45 s on 4 nodes of 4"
-    assert "BroRL 6.8e11" in text
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [("A", "A"), (" B\n", "B"), ("C", "C"), ("A.", "unparsed"), ("The answer is A", "unparsed"), ("", "unparsed")],
+)
+def test_a_judges_reply_is_read_strictly(reply, said):
+    assert judge.verdict(reply) == said
 
 
-def test_the_published_budgets_are_the_papers_formula():
-    for name in ("justrl_deepseek", "justrl_nemotron"):
-        config = compose(name, [], "cuda")
-        step = {"critic/score/mean": 0.0, "response_length/mean": 4500.0, "timing_s/step": 296.0}
-        found = compute(dict.fromkeys(range(1, config.trainer.total_training_steps + 1), step), config)
-        assert found["budget"] == pytest.approx(BUDGETS[f"JustRL-{backbone(config)}"], rel=0.06)
-        assert found["updates"] == 4 * config.trainer.total_training_steps
-    assert found["tokens"] / found["budget"] == pytest.approx(0.27, abs=0.01), "facts: about 0.3"
-
-
-def test_the_papers_run_is_drawn_before_its_bands_and_curve(run_folder):
-    """The same metrics give another picture under the paper's config; a gradient norm of null does not stop it."""
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    for step in range(4, 130):
-        lines.append({"step": step, "data": lines[-1]["data"] | {"actor/grad_norm": None if step % 2 else 0.1}})
-    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pictures, texts = [], []
-    for model in ("models/other", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"):
-        config = compose("justrl_deepseek", [f"actor_rollout_ref.model.path={model}"], "cuda")
-        OmegaConf.save(config, run_folder / "config.yaml")
-        report.write(run_folder)
-        pictures.append((run_folder / "curves.png").read_bytes())
-        texts.append((run_folder / "report.md").read_text())
-    assert pictures[0] != pictures[1]
-    line = "- step 5: mean response length (tokens) 16, mean of 5, is below the paper's band, 4,000 to "
-    assert ("Dashed: its AIME24" in texts[0], line in texts[0]) == (False, False)
-    assert ("Dashed: its AIME24" in texts[1], line in texts[1]) == (True, True)
-
-
-def test_metrics_without_a_config_are_refused(run_folder):
-    (run_folder / "config.yaml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"config\.yaml"):
-        report.write(run_folder)
+def test_the_audit_takes_about_its_share_and_always_the_same():
+    chosen = [judge.audited(0.1, "AIME24", f"AIME24-{i}", 0) for i in range(5000)]
+    assert 400 < sum(chosen) < 600
+    assert chosen == [judge.audited(0.1, "AIME24", f"AIME24-{i}", 0) for i in range(5000)]
+    assert not any(judge.audited(0.0, "t", i) for i in range(100))
+    assert all(judge.audited(1.0, "t", i) for i in range(100))
