@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 
+from eval.page import Cell, number
 from recipe import paper
 from recipe.curves import BUDGETS, GPU_HOURS, STEPS, backbone
 from recipe.progress import has_training, step_seconds
@@ -28,12 +29,13 @@ def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:
     }
 
 
-def count(number: float) -> str:
+def count(value: float) -> Cell:
     """Return 1,234,567 or, from ten million on, 1.2e7."""
-    return f"{number:,.0f}" if number < 1e7 else f"{number:.1e}".replace("e+", "e").replace("e0", "e")
+    text = f"{value:,.0f}" if value < 1e7 else f"{value:.1e}".replace("e+", "e").replace("e0", "e")
+    return Cell(text, value)
 
 
-def compute_table(by_step: dict[int, dict], config: DictConfig) -> tuple[list[list[str]], str]:
+def compute_table(by_step: dict[int, dict], config: DictConfig) -> tuple[list[list[Cell | str]], str]:
     """Return rows, the header first, of this run beside the published one of its backbone, and a note on them."""
     ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
     prompts = STEPS[name] * paper.stated("data.train_batch_size")
@@ -47,14 +49,18 @@ def compute_table(by_step: dict[int, dict], config: DictConfig) -> tuple[list[li
         ["responses", count(ours["responses"]), count(responses)],
         ["tokens generated", count(ours["tokens"]), "not stated"],
         ["budget by the paper's formula (tokens)", count(ours["budget"]), count(BUDGETS[f"JustRL-{name}"])],
-        ["tokens generated / budget", f"{ours['tokens'] / ours['budget']:.2f}", "about 0.3 at 4-5 thousand a response"],
+        [
+            "tokens generated / budget",
+            number(ours["tokens"] / ours["budget"], ".2f"),
+            "about 0.3 at 4-5 thousand a response",
+        ],
         [
             "GPU hours" if config.trainer.device == "cuda" else "CPU rank hours",
-            f"{ours['hours']:,.2f}",
-            f"about {GPU_HOURS:,} (A800)",
+            number(ours["hours"], ",.2f"),
+            Cell(f"about {GPU_HOURS:,} (A800)", GPU_HOURS),
         ],
     ]
-    others = ", ".join(f"{method} {count(tokens)}" for method, tokens in BUDGETS.items())
+    others = ", ".join(f"{method} {count(tokens).text}" for method, tokens in BUDGETS.items())
     note = (
         "The formula is steps x prompts x rollouts x maximum context, here "
         f"{config.data.max_prompt_length + config.data.max_response_length:,} tokens; the paper's figures fit 16,000. "
