@@ -101,13 +101,19 @@ set_up() {
   if [ -f "$stamp" ] && cmp -s "$requirements" "$stamp"; then return; fi
   python=$(find_python)
   echo "environment: $requirements for Python $python into .venv"
-  local links install
+  local links install uv
   mapfile -t links < <(find_links "$python")
-  if command -v uv >/dev/null; then
+  if uv=$(command -v uv); then
     uv venv --quiet --clear --python "$python" .venv
-    install=(uv pip install --quiet --python .venv/bin/python --no-deps "${links[@]}")
   else
     "$python" -m venv --clear .venv
+    # uv does in half a minute what takes pip several.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check uv || echo "no uv to be had; pip takes longer"
+    uv=.venv/bin/uv
+  fi
+  if [ -x "$uv" ]; then
+    install=("$uv" pip install --quiet --python .venv/bin/python --no-deps "${links[@]}")
+  else
     install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "${links[@]}")
   fi
   if [ "$JUSTRL_DEVICE" = cpu ]; then
