@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -194,7 +195,9 @@ async def ray_engines(
     cpu, each = device() == "cpu", options["tensor_parallel_size"]
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": False, "num_cpus": max(os.cpu_count(), workers or 1)} if address == "local" else {}
+    terminate = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, log_to_driver=True, **local)
+    signal.signal(signal.SIGTERM, terminate)  # Ray's own handler leaves by itself, past every `finally`
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         if not cpu and gpus < (workers or 1) * each:
