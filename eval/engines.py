@@ -204,7 +204,8 @@ async def ray_engines(
             raise ValueError(f"Ray has {gpus} GPUs; {workers or 1} workers of {each} need more: lower --workers")
         workers = workers or (1 if cpu else gpus // each)
         threads = max(1, os.cpu_count() // workers)
-        variables = {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "WARNING"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING"}
         if cpu:
             variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             variables |= {"OMP_NUM_THREADS": str(threads)}
