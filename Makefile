@@ -6,6 +6,7 @@ setup:
 	./run_justrl.sh --setup-only
 
 test: setup
+	tests/system_packages.sh
 	$(PYTHON) -m pytest
 
 quick: setup
@@ -14,7 +15,7 @@ quick: setup
 lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
-	.venv/bin/shellcheck run_justrl.sh .ci/run
+	.venv/bin/shellcheck run_justrl.sh tests/system_packages.sh .ci/run
 
 format: setup
 	$(PYTHON) -m ruff format .
