@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# The whole recipe, from an empty machine to a report. --help says how.
+#SBATCH --job-name=justrl
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@600
+# The whole recipe, from an empty machine to a report; also the batch script of a Slurm job. --help says how.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+[ -d recipe ] || cd "$SLURM_SUBMIT_DIR" # sbatch runs a copy of this file, from a folder of its own
 
 usage() {
   cat <<'TEXT'
 usage: ./run_justrl.sh [CONFIG] [options] [key=value ...]
+       sbatch --nodes N [sbatch's options] run_justrl.sh [CONFIG] [options] [key=value ...]
 
 Sets up the environment if it is not there, prepares data, evaluates the model, trains it with GRPO
 through verl, evaluates it again and writes a report. Every stage that is done is skipped; a run that
@@ -23,10 +30,14 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_EVAL               extra arguments for eval.generate
              JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
              JUSTRL_PYTHON_BIN         the Python to make the environment with
+             JUSTRL_SETUP=0            makes no environment: the packages are on the PATH, as in a container
+             RAY_ADDRESS               trains on this Ray cluster; on Slurm one is made of the job's nodes
+             JUSTRL_NODES, JUSTRL_GPUS_PER_NODE  machines to train on (default: Slurm's, else the config's)
 
 examples: ./run_justrl.sh
           ./run_justrl.sh demo trainer.total_training_steps=10
           ./run_justrl.sh justrl_deepseek --only train
+          sbatch --nodes 4 --gpus-per-node 8 --exclusive --time 24:00:00 run_justrl.sh justrl_deepseek
 TEXT
 }
 
@@ -138,11 +149,72 @@ stage() { echo "== $1 ($((SECONDS - started)) s)"; }
 # holder dies; children do not inherit it (9>&-), so that nothing they leave behind can hold it.
 stage environment
 mkdir -p outputs
-exec 9>outputs/.setup.lock
-flock --nonblock 9 || { echo "waiting: another start is setting up the environment" && flock 9; }
-set_up 9>&-
+if [ "${JUSTRL_SETUP:-1}" != 0 ]; then
+  exec 9>outputs/.setup.lock
+  flock --nonblock 9 || { echo "waiting: another start is setting up the environment" && flock 9; }
+  set_up 9>&-
+  export PATH="$PWD/.venv/bin:$PATH"
+fi
 [ -z "$setup_only" ] || exit 0
-export PATH="$PWD/.venv/bin:$PATH" PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1
+
+# ---------------------------------------------------------------- nodes
+
+nodes=1
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+  nodes=$SLURM_JOB_NUM_NODES
+  export JUSTRL_NODES="$nodes" JUSTRL_RAY_PORT="${JUSTRL_RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"
+  [ -z "${SLURM_GPUS_ON_NODE:-}" ] || export JUSTRL_GPUS_PER_NODE="$SLURM_GPUS_ON_NODE"
+  echo "Slurm job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, requeued ${SLURM_RESTART_COUNT:-0} times"
+fi
+
+# Runs a command. On Slurm in the background, for bash waits for a foreground command before it sees a signal.
+child="" stage_name=""
+run_stage() {
+  if [ -z "${SLURM_JOB_ID:-}" ]; then
+    "$@" 9>&-
+  else
+    "$@" 9>&- &
+    child=$!
+    wait "$child"
+  fi
+}
+
+# Slurm says that the time limit is near: a training saves after its step and ends, other stages continue from their
+# files. Then the job goes back into the queue, before the limit would end it for good.
+requeue() {
+  trap '' USR1
+  echo "the time limit is near: saving, then back into the queue"
+  touch "$run/stop"
+  local second
+  for ((second = 0; second < ${JUSTRL_SAVE_SECONDS:-540}; second++)); do
+    if [ "$stage_name" != train ] || ! kill -0 "$child" 2>/dev/null; then break; fi
+    sleep 1
+  done
+  timeout 60 scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+}
+
+# Makes a Ray cluster of the job's nodes, whose first one runs the training. The status that counts is the one that
+# the training leaves in a file: symmetric-run ends with 0 where Ray fails, and on the other nodes whenever it ends.
+train_on_slurm() {
+  local head address status="$run/train.status"
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  address=${JUSTRL_HEAD_ADDRESS:-$(timeout 60 srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I | cut -d ' ' -f 1)}
+  export RAY_ADDRESS="$address:$JUSTRL_RAY_PORT" RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
+  RAY_AUTH_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+  export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}" # 30 s by default
+  rm -f "$status"
+  local gpus=()
+  [ "$JUSTRL_DEVICE" = cuda ] || gpus=(--num-gpus "${JUSTRL_GPUS_PER_NODE:-1}") # one declared for each rank
+  # shellcheck disable=SC2016 # these variables are each node's own
+  srun --ntasks-per-node=1 --cpu-bind=none --wait=10 bash -c 'exec ray symmetric-run --address "$RAY_ADDRESS" \
+    --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_ON_NODE" --include-dashboard=false "$@"' ray \
+    "${gpus[@]}" -- bash -c 'status=$1 && shift && python -m recipe.train "$@"; echo $? >"$status"' train "$status" "$@" ||
+    true
+  [ -f "$status" ] || { echo "run_justrl.sh: a node or Ray was lost, see above and $run/train.log" >&2 && return 1; }
+  return "$(cat "$status")"
+}
 
 # ---------------------------------------------------------------- stages
 
@@ -155,12 +227,14 @@ data_folder="${JUSTRL_DATA:-data}"
 # One start at a time of a run.
 mkdir -p "$run"
 exec 9>"$run/start.lock"
-flock --nonblock 9 || die "a run is in progress in $run"
+flock --nonblock 9 || [ $? != 1 ] || die "a run is in progress in $run" # other than 1: a file system without locks
+[ -z "${SLURM_JOB_ID:-}" ] || trap requeue USR1
 
 # Is it the paper's? What data and model need is looked at again when they are there.
 python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" --all --no-files >"$run/check.txt" 9>&- ||
   { status=$? && cat "$run/check.txt" && exit "$status"; }
 tail -n 1 "$run/check.txt"
+[ -z "${SLURM_JOB_ID:-}${RAY_ADDRESS:-}" ] || run_stage python -m recipe.nodes "$config" "${overrides[@]}"
 
 case "$config" in
   demo)
@@ -196,35 +270,32 @@ evaluate() {
   python -m eval.grade "$run/eval/$2"
 }
 
+base() {
+  python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" >/dev/null
+  evaluate "$model" base
+}
+
+train() {
+  if [ "$nodes" -gt 1 ]; then
+    train_on_slurm "$config" "${overrides[@]}" "${allowed[@]}"
+  else
+    python -m recipe.train "$config" "${overrides[@]}" "${allowed[@]}"
+  fi
+}
+
 evaluate_trained() {
   local exported
   exported=$(python -m recipe.export "$run")
   evaluate "$exported" "$(basename "$exported")"
 }
 
-for name in ${only:-data base train eval report}; do
-  case "$name" in
-    data)
-      stage "data"
-      data 9>&-
-      ;;
-    base)
-      stage "evaluation before training"
-      python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" >/dev/null 9>&-
-      evaluate "$model" base 9>&-
-      ;;
-    train)
-      stage "training"
-      python -m recipe.train "$config" "${overrides[@]}" "${allowed[@]}" 9>&-
-      ;;
-    eval)
-      stage "evaluation after training"
-      evaluate_trained 9>&-
-      ;;
-    report)
-      stage "report"
-      python -m eval.report "$run" 9>&-
-      ;;
+for stage_name in ${only:-data base train eval report}; do
+  case "$stage_name" in
+    data) stage "data" && run_stage data ;;
+    base) stage "evaluation before training" && run_stage base ;;
+    train) stage "training" && run_stage train ;;
+    eval) stage "evaluation after training" && run_stage evaluate_trained ;;
+    report) stage "report" && run_stage python -m eval.report "$run" ;;
   esac
 done
 stage "done"

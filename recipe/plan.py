@@ -146,7 +146,7 @@ def plan(config: DictConfig, gpu: str, gpus: int) -> dict:
     parts = {name: seconds(config, model, gpu, gpus, max(cache, GIB), guess) for name, guess in GUESSES.items()}
     step = {name: sum(part.values()) for name, part in parts.items()}
     saved = steps // config.trainer.save_freq if config.trainer.save_freq > 0 else 0
-    kept = min(saved, (config.trainer.max_actor_ckpt_to_keep or saved) + 1)  # one is being written
+    kept = min(saved, (config.trainer.max_actor_ckpt_to_keep or saved) + 2)  # the best, and one is being written
     return {
         "parameters, billion": parameters(model) / 1e9,
         "steps": steps,

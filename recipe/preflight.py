@@ -82,13 +82,14 @@ def check_resume(config: DictConfig) -> None:
 
 
 def check_nodes(config: DictConfig) -> None:
-    """Nodes and GPUs are there, or a Ray cluster is named that may have them."""
+    """Nodes and GPUs are there, or a Ray cluster or a Slurm job that may have them, see `recipe.nodes`."""
     if os.environ.get("RAY_ADDRESS"):
         return
-    if config.trainer.nnodes > 1:
+    there = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+    if config.trainer.nnodes > there:
         raise ValueError(
-            f"the run wants {config.trainer.nnodes} nodes; start a Ray cluster and set RAY_ADDRESS, "
-            "or set trainer.nnodes=1"
+            f"the run wants {config.trainer.nnodes} nodes and there is {there}; set RAY_ADDRESS to a Ray cluster, "
+            f"submit it with sbatch --nodes {config.trainer.nnodes}, or set trainer.nnodes={there}"
         )
     gpus = Path("/proc/driver/nvidia/gpus")
     if config.trainer.device == "cuda" and gpus.is_dir() and len(list(gpus.iterdir())) < config.trainer.n_gpus_per_node:
@@ -233,7 +234,7 @@ def check_disk(config: DictConfig) -> None:
     count = parameters(config.actor_rollout_ref.model.path)
     if count is None or config.trainer.save_freq <= 0:
         return
-    kept = config.trainer.max_actor_ckpt_to_keep or 1
+    kept = (config.trainer.max_actor_ckpt_to_keep or 1) + 1  # and the best
     needed = (kept + 1) * count * BYTES_PER_PARAMETER
     folder = Path(config.trainer.default_local_dir)
     free = shutil.disk_usage(

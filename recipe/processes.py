@@ -1,6 +1,7 @@
 """One run per folder, and nothing left behind.
 
-A run holds a lock that the kernel releases when its holder dies, however it dies. While it lives it
+A run holds a lock that the kernel releases when its holder dies, however it dies. Where the kernel's locks do not
+reach, on another machine that shares the folder, a heartbeat tells a living holder from a dead one. While it lives it
 records the process ids of everything it started; the next start ends what a dead run left, by those
 ids and their start times, never by name.
 """
@@ -12,8 +13,10 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -21,10 +24,21 @@ from data_prep.files import write_text_whole
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5
+HEARTBEAT_SECONDS = 5
+SILENT_SECONDS = 30  # without a heartbeat, after which a holder on another machine is dead
+LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec only calls are safe
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class RunInProgressError(ValueError):
     """Another process holds the run's lock."""
+
+
+class Holder(NamedTuple):
+    """Who held a run's lock last, as it wrote itself ("" if it ended in good order), and whether it lives."""
+
+    alive: bool
+    text: str
 
 
 @contextlib.contextmanager
@@ -35,36 +49,93 @@ def run_lock(folder: Path):
         RunInProgressError: another live process holds it; the message says which and where.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "run.lock", "a+") as lock:
+    path = folder / "run.lock"
+    with open(path, "a+") as lock:
+        taken = False
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise RunInProgressError(f"a run is in progress in {folder}: {lock.read().strip()}") from error
+        except BlockingIOError:
+            taken = True
+        except OSError:
+            pass  # a file system without locks has the heartbeat
+        lock.seek(0)
+        text = lock.read().strip()
+        if taken or (is_elsewhere(text) and beats(path, text)):
+            raise RunInProgressError(f"a run is in progress in {folder}: {text}")
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        job = f", Slurm job {os.environ['SLURM_JOB_ID']}," if "SLURM_JOB_ID" in os.environ else ""
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}{job} since {now}\n")
         lock.flush()
-        yield
+        ended = threading.Event()
+        threading.Thread(target=keep_beating, args=(path, ended), daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            lock.truncate(0)
 
 
-def lock_holder(folder: Path) -> str | None:
-    """Return who holds a run's lock, as `run_lock` wrote it; None if nobody does that this machine can see."""
-    with contextlib.suppress(FileNotFoundError), open(folder / "run.lock") as lock:
+def keep_beating(path: Path, ended: threading.Event) -> None:
+    """Touch `path` now and then until `ended`."""
+    while not ended.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def is_elsewhere(text: str) -> bool:
+    """Return whether a lock's text names another machine than this."""
+    return bool(text) and text.split()[3].rstrip(",") != socket.gethostname()
+
+
+def touched(path: Path) -> float:
+    """Return when `path` was touched (seconds since the epoch); opening makes a network file system look again."""
+    with open(path) as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def beats(path: Path, text: str) -> bool:
+    """Return whether somebody still touches `path`; clocks do not matter, for it only waits for a change."""
+    print(f"waiting up to {SILENT_SECONDS} s for a sign of life of {text}", flush=True)
+    before, end = touched(path), time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < end:
+        time.sleep(1)
+        if touched(path) != before:
+            return True
+    return False
+
+
+def lock_holder(folder: Path) -> Holder:
+    """Return who holds a run's lock or held it last, seen from any machine."""
+    path = folder / "run.lock"
+    with contextlib.suppress(FileNotFoundError), open(path) as lock:
+        text = lock.read().strip()
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, and for an instant only: a start needs it
         except BlockingIOError:
-            return lock.read().strip()
-    return None
+            return Holder(True, text)
+        except OSError:
+            pass
+        return Holder(is_elsewhere(text) and abs(time.time() - touched(path)) < SILENT_SECONDS, text)
+    return Holder(False, "")
 
 
 def adopt_orphans() -> None:
     """Make this process the parent of every descendant whose own parent ends, so that none escapes the record."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def start_ticks(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot: unlike a time of day, the same after a clock jump."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # see proc(5), starttime
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(pid) from error
 
 
 class ProcessRecord:
@@ -72,13 +143,16 @@ class ProcessRecord:
 
     def __init__(self, folder: Path):
         self.path = folder / "processes.json"
-        self.recorded: dict[int, float] = {}
+        self.recorded: dict[int, int] = {}
 
     def update(self) -> None:
-        """Write the living descendants of this process: id to start time (seconds since the epoch)."""
-        alive = {p.pid: p.create_time() for p in living_descendants()}
+        """Write the living descendants of this process, id to `start_ticks`, and the boot that these belong to."""
+        alive = {}
+        for process in living_descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                alive[process.pid] = start_ticks(process.pid)
         if alive.keys() != self.recorded.keys():
-            write_text_whole(self.path, json.dumps({"processes": alive}))
+            write_text_whole(self.path, json.dumps({"boot": BOOT_ID.read_text(), "processes": alive}))
             self.recorded = alive
 
     def end_descendants(self) -> None:
@@ -93,10 +167,11 @@ class ProcessRecord:
         except (FileNotFoundError, json.JSONDecodeError):
             return 0
         leftovers = set()
-        for pid, started in record["processes"].items():
+        here = record.get("boot") == BOOT_ID.read_text()  # the ids of another machine mean nothing on this one
+        for pid, started in record["processes"].items() if here else ():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(int(pid))
-                if process.create_time() == started and process.pid != os.getpid():
+                if start_ticks(process.pid) == started and process.pid != os.getpid():
                     leftovers |= {process, *process.children(recursive=True)}
         end(list(leftovers))
         self.path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from data_prep.files import write_text_whole
 
 DISCARDED = "metrics.discarded.jsonl"  # where metrics go that no checkpoint stands behind
+STOP = "stop"  # asks a run to save and end, see recipe.stoppable; each start removes it
 TRACKER = "latest_checkpointed_iteration.txt"  # verl.utils.checkpoint.checkpoint_manager reads it
 CHECKPOINT = re.compile(r"(discarded_)?global_step_(\d+)")
 
@@ -60,8 +61,14 @@ def discard(checkpoint: Path) -> Path:
     return checkpoint.rename(aside)
 
 
-def retain(folder: Path, keep: int | None, step: int) -> None:
-    """Remove what training has passed: all but the `keep` newest complete checkpoints up to `step`.
+def best_checkpoint(folder: Path, accuracy: dict[int, float | None]) -> int | None:
+    """Return the step of the complete checkpoint with the highest validation accuracy, the newest of equals."""
+    validated = [step for step in complete_checkpoints(folder) if accuracy.get(step) is not None]
+    return max(validated, key=lambda step: (accuracy[step], step), default=None)
+
+
+def retain(folder: Path, keep: int | None, step: int, best: int | None = None) -> None:
+    """Remove what training has passed: all but the `keep` newest complete checkpoints up to `step`, and `best`.
 
     verl would remove the oldest before the new one is whole, leave its `data.pt`, and forget every checkpoint
     of an earlier process (`BaseCheckpointManager.ensure_checkpoint_capacity`), so `recipe.train` does it instead.
@@ -70,11 +77,13 @@ def retain(folder: Path, keep: int | None, step: int) -> None:
         folder: the folder of `global_step_<N>`.
         keep: None or 0 for all of the complete ones; incomplete and discarded ones go all the same.
         step: the last one with a metrics line; a later checkpoint may still be being written and is left alone.
+        best: a step whose checkpoint stays, however old.
     """
     complete = [done for done in complete_checkpoints(folder) if done <= step]
+    kept = {best, *complete[-max(keep or 0, 0) :]}
     for path in sorted(folder.glob("*global_step_*")) if complete else ():
         name = CHECKPOINT.fullmatch(path.name)
-        if name and int(name[2]) <= complete[-1] and (name[1] or int(name[2]) not in complete[-max(keep or 0, 0) :]):
+        if name and int(name[2]) <= complete[-1] and (name[1] or int(name[2]) not in kept):
             with contextlib.suppress(OSError):  # no reason to end a run: the next step tries again
                 shutil.rmtree(path if name[1] else discard(path))
 

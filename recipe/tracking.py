@@ -1,4 +1,4 @@
-"""Weights & Biases by one switch: JUSTRL_WANDB=online or offline. Without it a run logs to its file and TensorBoard."""
+"""Loggers that continue where a run does: TensorBoard, and Weights & Biases by JUSTRL_WANDB=online or offline."""
 
 import os
 import secrets
@@ -31,3 +31,16 @@ def wandb_environment(config: DictConfig, folder: Path) -> dict[str, str]:
         write_text_whole(path, secrets.token_hex(4))
     fixed = {"WANDB_RUN_ID": path.read_text(), "WANDB_RESUME": "allow", "WANDB_DIR": str(folder.resolve())}
     return fixed | ({"WANDB_MODE": mode} if mode else {})
+
+
+def purge_tensorboard(folder: Path, step: int) -> None:
+    """Have TensorBoard drop what a dead run logged after `step`, as `SummaryWriter(purge_step=...)` does."""
+    if not folder.is_dir():
+        return
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    writer.add_event(Event(step=step + 1, file_version="brain.Event:2"))
+    writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+    writer.close()

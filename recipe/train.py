@@ -25,10 +25,19 @@ from recipe import preflight
 from recipe.check import add_arguments, compare, flat, require_paper
 from recipe.compose import device
 from recipe.health import Warnings
-from recipe.processes import ProcessRecord, adopt_orphans, run_lock
-from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training
-from recipe.resume import DISCARDED, agree, format_metrics, read_metrics, retain
-from recipe.tracking import use_wandb, wandb_environment
+from recipe.processes import ProcessRecord, adopt_orphans, end_with_parent, run_lock
+from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training, validation_accuracy
+from recipe.resume import (
+    DISCARDED,
+    STOP,
+    agree,
+    best_checkpoint,
+    complete_checkpoints,
+    format_metrics,
+    read_metrics,
+    retain,
+)
+from recipe.tracking import purge_tensorboard, use_wandb, wandb_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_PYTHON = ROOT / "recipe" / "warm_python.py"
@@ -85,6 +94,8 @@ def prepare_config(config: DictConfig, step: int) -> None:
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
             config.ray_kwargs.ray_init.runtime_env.env_vars = fixed_environment(config)
+            for declared in ("num_cpus", "num_gpus"):  # the cluster has its own numbers, and Ray refuses others
+                config.ray_kwargs.ray_init.pop(declared, None)
         if os.environ.get("JUSTRL_WARM_PYTHON"):
             config.ray_kwargs.ray_init.runtime_env.py_executable = shlex.join(
                 [sys.executable, "-S", "-E", str(WARM_PYTHON)]
@@ -149,8 +160,11 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, config: DictConfig, 
     checkpoints = Path(config.trainer.default_local_dir)
     attempt, metrics_path = attempt_path(config), run_folder(config) / "metrics.jsonl"
     lines, warnings = StepLines(config.trainer.total_training_steps or 0), Warnings(config)
+    accuracy: dict[int, float | None] = {}
     for step, metrics in read_metrics(metrics_path).items():
         warnings.add(step, metrics)  # what was said before a resume is not said again
+        accuracy[step] = validation_accuracy(metrics)
+    retain(checkpoints, keep, max(accuracy, default=0), best_checkpoint(checkpoints, accuracy))
     seen: set[int] = set()
     read_to = 0
     waiting = WaitingLine("starting Ray, the FSDP actor and the vLLM rollout")
@@ -171,7 +185,8 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, config: DictConfig, 
                     print(f"  {WARNING}{warning}", flush=True)
                     log.write(f"\n{WARNING}{warning}\n")  # on a line of its own: verl's progress bar ends without one
                     log.flush()
-                retain(checkpoints, keep, step)
+                accuracy[step] = validation_accuracy(metrics)
+                retain(checkpoints, keep, step, best_checkpoint(checkpoints, accuracy))
 
     while driver.poll() is None:
         record.update()
@@ -195,7 +210,8 @@ def train(config: DictConfig) -> int:
         if ended := record.end_leftovers():
             print(f"ended {ended} processes that a dead run had left")
         step = agree(metrics_path, attempt, checkpoints)
-        retain(checkpoints, keep, step)
+        purge_tensorboard(folder / "tensorboard", step)
+        (folder / STOP).unlink(missing_ok=True)
         for aside in checkpoints.glob("discarded_*"):
             print(f"  note: its metrics were not written, so training goes there again: {aside}")
         if not step and (folder / DISCARDED).exists():
@@ -207,7 +223,8 @@ def train(config: DictConfig) -> int:
         print(f"  folder {folder}, full output in {log_path}", flush=True)
         with tempfile.TemporaryDirectory(prefix="justrl-") as scratch, open(log_path, "a") as log:
             socket = os.path.join(scratch, "warm")
-            if config.trainer.device == "cpu" and os.environ.get("JUSTRL_WARM_START") != "0":
+            warm = config.trainer.device == "cpu" and os.environ.get("JUSTRL_WARM_START") != "0"
+            if warm := warm and not {"JUSTRL_WARM_PYTHON", "RAY_ADDRESS"} & os.environ.keys():
                 os.environ["JUSTRL_WARM_PYTHON"] = socket
             if step and (changed := changed_keys(folder / "config.yaml", config)):
                 print(f"  note: since the last start changed {', '.join(changed)}")
@@ -217,14 +234,13 @@ def train(config: DictConfig) -> int:
             variables = environment(config)
             adopt_orphans()
             try:
-                python = [sys.executable]
-                if variables.get("JUSTRL_WARM_PYTHON"):
+                if warm:
                     start_warm_python(socket, variables, log)
-                    python.append(str(WARM_PYTHON))
+                python = [sys.executable, *([str(WARM_PYTHON)] if "JUSTRL_WARM_PYTHON" in variables else [])]
                 command = [*python, "-m", "recipe.driver", str(folder / "config.yaml")]
-                driver = subprocess.Popen(
-                    command, env=variables, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-                )
+                # A run whose supervisor was killed holds no lock, so its driver must not go on.
+                options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": end_with_parent}
+                driver = subprocess.Popen(command, env=variables, stdout=log, stderr=log, **options)
                 status = follow(driver, record, config, keep, log)
             finally:
                 for number in STOPPING_SIGNALS:
@@ -232,6 +248,10 @@ def train(config: DictConfig) -> int:
                 record.end_descendants()
         if status:
             print(f"training failed: {cause(log_path, log_start)}\n  see {log_path}", file=sys.stderr)
+            return 1
+        if (folder / STOP).exists():
+            step = max(complete_checkpoints(checkpoints), default=0)
+            print(f"stopped as asked, saved at step {step}; the same command continues", file=sys.stderr)
             return 1
         print(f"training is done, {len([m for m in read_metrics(metrics_path).values() if has_training(m)])} steps")
         return 0

@@ -112,6 +112,7 @@ def serve(path: str) -> dict:
                     continue
                 pid = os.fork()
                 if pid == 0:
+                    os.setsid()  # Ray ends a dead driver's whole process group, which must not be the server's
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     selector.close()

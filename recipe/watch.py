@@ -64,13 +64,17 @@ def read_run(folder: Path) -> Run:
 
 
 def headline(run: Run) -> str:
-    """Return step, time left, whether the run is alive and where, and the last checkpoint it can continue from."""
+    """Return step, rate, time left, whether the run is alive and where, and the last complete checkpoint."""
     total, holder = run.config.trainer.total_training_steps, lock_holder(run.folder)
     seconds = [step_seconds(metrics) for metrics in run.by_step.values() if has_training(metrics)]
     step = f"step {run.last} of {total or '?'}" if run.by_step else "no metrics yet"
-    left = f", {duration(seconds_left(seconds, total - run.last))} left" if holder and total and seconds else ""
-    life = f"running ({holder})" if holder else "not running on this machine"
-    return f"{run.folder.name}: {step}{left}; {life}; last complete checkpoint {(run.checkpoints or ['none'])[-1]}"
+    rate = f", {np.mean(seconds[-SMOOTHED_STEPS:]):.1f} s a step" if holder.alive and seconds else ""
+    left = f", {duration(seconds_left(seconds, total - run.last))} left" if rate and total else ""
+    life = f"running ({holder.text})" if holder.alive else "not running"
+    if holder.text and not holder.alive:
+        life += f", ended without a word ({holder.text})"
+    saved = (run.checkpoints or ["none"])[-1]
+    return f"{run.folder.name}: {step}{rate}{left}; {life}; last complete checkpoint {saved}"
 
 
 def table(by_step: dict[int, dict], config: DictConfig) -> Table:
@@ -104,7 +108,7 @@ def follow(run: Run, console: Console) -> None:
             if changed != read_at:
                 run, read_at = read_run(run.folder), changed
             live.update(view(run), refresh=True)
-            if run.last >= (run.config.trainer.total_training_steps or np.inf) and not lock_holder(run.folder):
+            if run.last >= (run.config.trainer.total_training_steps or np.inf) and not lock_holder(run.folder).alive:
                 return
             time.sleep(REFRESH_SECONDS)
 

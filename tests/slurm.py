@@ -97,7 +97,9 @@ class Slurm:
             (self.folder / name).mkdir(parents=True)
         addresses = {name: f"10.77.0.{11 + i}" for i, name in enumerate(self.names)}
         lines = [f"NodeName={name} NodeAddr={address} CPUs={CPUS} State=UNKNOWN" for name, address in addresses.items()]
-        (self.folder / "slurm.conf").write_text(CONFIG.format(folder=self.folder, host=socket.gethostname(), nodes="\n".join(lines)))
+        (self.folder / "slurm.conf").write_text(
+            CONFIG.format(folder=self.folder, host=socket.gethostname(), nodes="\n".join(lines))
+        )
         hosts = ["127.0.0.1 localhost", "10.77.0.1 control", *(f"{a} {n}" for n, a in addresses.items())]
         (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
         (self.folder / "munge.key").write_bytes(os.urandom(128))
@@ -105,7 +107,13 @@ class Slurm:
         try:
             self.make_network(addresses)
             files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-            self.start("munged", "munged", "--foreground", "--force", *(f"--{k}={self.folder}/munge.{v}" for k, v in files.items()))
+            self.start(
+                "munged",
+                "munged",
+                "--foreground",
+                "--force",
+                *(f"--{k}={self.folder}/munge.{v}" for k, v in files.items()),
+            )
             self.start("control", "nsenter", f"--net=/run/netns/{self.network}", "slurmctld", "-D")
             for name in self.names:
                 self.start_node(name)
@@ -139,13 +147,17 @@ class Slurm:
         """Start a daemon, which ends with this process if not before."""
         with open(self.folder / f"{what}.out", "a") as out:
             pdeath = ["setpriv", "--pdeathsig", "KILL", "--", *command]
-            self.daemons[what] = subprocess.Popen(pdeath, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self.daemons[what] = subprocess.Popen(
+                pdeath, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
 
     def start_node(self, name: str) -> None:
         """Start a node, or start it again after `end_node`."""
         script = NODE.format(name=name, folder=self.folder, before=self.before)
         spaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self.start(name, "nsenter", f"--net=/run/netns/{self.network}-{name}", "unshare", *spaces, "bash", "-ec", script)
+        self.start(
+            name, "nsenter", f"--net=/run/netns/{self.network}-{name}", "unshare", *spaces, "bash", "-ec", script
+        )
 
     def end_node(self, name: str) -> None:
         """Kill a node and everything that runs on it, as a power cut would."""

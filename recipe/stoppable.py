@@ -1,0 +1,43 @@
+"""verl's synchronous trainer, which a file can ask to save and end: `touch outputs/RUN/stop`.
+
+verl 0.9.1's V1 trainer saves at fixed steps alone; the older one has `should_save_ckpt_esi` for this.
+A job that is near its time limit would lose the steps since the last of them.
+"""
+
+from pathlib import Path
+
+import ray
+from verl.trainer.main_ppo import TaskRunnerV1
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from recipe.resume import STOP
+
+
+@register_trainer("stoppable")
+class StoppableTrainer(PPOTrainerSync):
+    """PPOTrainerSync whose loop ends after the step in which the file appears, with a checkpoint of that step."""
+
+    def __init__(self, config):
+        config.trainer.v1.trainer_mode = "sync"  # verl saves more in every mode of another name
+        super().__init__(config)
+
+    def step(self, *args, **kwargs):
+        """Do one step, then look for the file; `PPOTrainer.fit` decides next whether to save."""
+        batch = super().step(*args, **kwargs)
+        if (Path(self.config.trainer.default_local_dir).parent / STOP).exists():
+            self.config.trainer.save_freq = 1
+            self.total_training_steps = self.global_steps
+        return batch
+
+
+class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
+    """verl's task runner with the trainer above."""
+
+    def run(self, config):
+        """Run the training, as `TaskRunnerV1.run` does."""
+        config.trainer.v1.trainer_mode = "stoppable"
+        super().run(config)
+
+
+RemoteTaskRunner = ray.remote(TaskRunner)
