@@ -209,7 +209,7 @@ train_on_slurm() {
   [ "$JUSTRL_DEVICE" = cuda ] || gpus=(--num-gpus "${JUSTRL_GPUS_PER_NODE:-1}") # one declared for each rank
   # shellcheck disable=SC2016 # these variables are each node's own
   srun --ntasks-per-node=1 --cpu-bind=none --wait=10 bash -c 'exec ray symmetric-run --address "$RAY_ADDRESS" \
-    --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_ON_NODE" --include-dashboard=false "$@"' ray \
+    --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_ON_NODE" "$@"' ray \
     "${gpus[@]}" -- bash -c 'status=$1 && shift && python -m recipe.train "$@"; echo $? >"$status"' train "$status" "$@" ||
     true
   [ -f "$status" ] || { echo "run_justrl.sh: a node or Ray was lost, see above and $run/train.log" >&2 && return 1; }

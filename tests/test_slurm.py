@@ -76,7 +76,7 @@ def test_the_training_runs_once_on_the_first_node_of_two(slurm, stub):  # noqa: 
     assert re.fullmatch("[0-9a-f]{32}", variables["RAY_AUTH_TOKEN"])
     started = sorted((folder / "started").read_text().splitlines())
     expected = f"symmetric-run --address 10.77.0.11:{20000 + int(job)} --min-nodes 2 --num-cpus 8"
-    assert [line.split(" --include", 1)[0] for line in started] == [f"n1 {expected}", f"n2 {expected}"]
+    assert [line.split(" --num-gpus", 1)[0] for line in started] == [f"n1 {expected}", f"n2 {expected}"]
 
 
 def test_a_failed_training_fails_the_job_though_symmetric_run_ends_with_0(slurm, stub):  # noqa: F811
