@@ -84,13 +84,16 @@ def clean(line: str) -> str:
 
 
 def cause(log: Path, offset: int = 0) -> str:
-    """Return the error that ended a run, from its log after `offset` bytes: the first that is no wrapper."""
+    """Return the error that ended a run, from its log after `offset` bytes: the first that is no wrapper, if any."""
     with open(log, errors="replace") as file:
         file.seek(offset)
         lines = [clean(line) for line in file]
-    errors = [line for line in lines if ERROR_LINE.match(line) and not any(word in line for word in WRAPPERS)]
-    if errors:
-        return errors[0][:500]
+    errors = [line for line in lines if ERROR_LINE.match(line)]
+    if own := [line for line in errors if not any(word in line for word in WRAPPERS)]:
+        return own[0][:500]
+    if errors:  # a process that was killed says nothing itself: Ray's last word names what died
+        died = [f" ({line})" for line in lines if line.startswith("class_name: ")]
+        return errors[-1][:500] + (died[-1] if died else "")
     return next((line[:500] for line in reversed(lines) if line and not line.startswith(WARNING)), "no output")
 
 

@@ -1,6 +1,9 @@
-"""Shared paths and the data folder that only some machines have."""
+"""Shared paths, imported Python to fork runs from, and the data folder that only some machines have."""
 
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,34 @@ SHARED = ROOT.parent / "shared" / "data"
 def demo_data() -> None:
     """The demo's data and model, made by the run's own command."""
     subprocess.run(["./run_justrl.sh", "demo", "--only", "data"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def warm_command(socket: str) -> list[str]:
+    """Return the command of a server that runs on the CPU are forked from; it listens when it has imported."""
+    from recipe.train import CPU_ENVIRONMENT, WARM_MODULES
+
+    variables = [f"{name}={value}" for name, value in CPU_ENVIRONMENT.items()]
+    return ["env", *variables, sys.executable, "-m", "recipe.warm_python", socket, *WARM_MODULES]
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory) -> dict[str, str]:
+    """The environment in which runs are forked from a server that outlives them: saves each of them 20 s of imports.
+
+    A run that dies must leave nothing that was forked from it either, which is looked at when all have ended.
+    """
+    import psutil
+
+    socket = str(tmp_path_factory.mktemp("warm") / "socket")
+    server = subprocess.Popen(warm_command(socket), cwd=ROOT, start_new_session=True)
+    while not os.path.exists(socket):
+        assert server.poll() is None, "the warm Python ended"
+        time.sleep(0.2)
+    yield os.environ | {"JUSTRL_WARM_PYTHON": socket, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
+    left = [process.cmdline() for process in psutil.Process(server.pid).children()]
+    server.kill()
+    server.wait()
+    assert not left
 
 
 @pytest.fixture

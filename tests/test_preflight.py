@@ -94,8 +94,8 @@ def test_ray_cpus(ready):
 
 def test_disk(ready, monkeypatch):
     assert preflight.parameters(str(ready[0] / "model")) == 500_000
-    needed = 4 * 500_000 * preflight.BYTES_PER_PARAMETER
+    needed = 5 * 500_000 * preflight.BYTES_PER_PARAMETER
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, 1, needed - 1))
-    assert "GB needed for 4 checkpoints" in complaint(ready[1])
+    assert "GB needed for 5 checkpoints" in complaint(ready[1])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, 0, needed))
     preflight.check(compose("demo", ready[1], "cpu"))

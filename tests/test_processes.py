@@ -9,7 +9,8 @@ import time
 import psutil
 import pytest
 
-from recipe.processes import ProcessRecord, RunInProgressError, run_lock
+from recipe import processes
+from recipe.processes import BOOT_ID, ProcessRecord, RunInProgressError, lock_holder, run_lock, start_ticks
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -48,12 +49,59 @@ with run_lock(Path({str(tmp_path)!r})):
         pass
 
 
+ELSEWHERE = "process 7 on elsewhere, Slurm job 3, since 2026-01-01 00:00:00"
+
+
+def test_a_living_holder_on_another_machine_is_known_by_its_heartbeat(tmp_path, monkeypatch):
+    """Where the kernel's lock does not reach: nobody holds one here, and somebody touches the file."""
+    monkeypatch.setattr(processes, "SILENT_SECONDS", 4)
+    path = tmp_path / "run.lock"
+    path.write_text(ELSEWHERE + "\n")
+    touching = subprocess.Popen(["sh", "-c", f"while sleep 0.2; do touch -d 2001-01-01 {path}; touch {path}; done"])
+    try:
+        with pytest.raises(RunInProgressError, match=ELSEWHERE), run_lock(tmp_path):
+            pass
+        assert lock_holder(tmp_path) == (True, ELSEWHERE)
+    finally:
+        touching.kill()
+        touching.wait()
+    with run_lock(tmp_path):
+        assert f"process {os.getpid()}" in lock_holder(tmp_path).text
+    assert lock_holder(tmp_path) == (False, ""), "it ended in good order"
+
+
+def test_a_silent_holder_on_another_machine_is_dead(tmp_path):
+    path = tmp_path / "run.lock"
+    path.write_text(ELSEWHERE + "\n")
+    os.utime(path, (1, 1))
+    assert lock_holder(tmp_path) == (False, ELSEWHERE)
+
+
+def test_a_holder_keeps_its_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", 0.1)
+    with run_lock(tmp_path):
+        os.utime(tmp_path / "run.lock", (1, 1))
+        wait_until(lambda: (tmp_path / "run.lock").stat().st_mtime > 1)
+
+
+def test_a_file_system_without_locks_has_the_heartbeat(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(processes.fcntl, "flock", refuse)
+    with run_lock(tmp_path):
+        assert lock_holder(tmp_path).text.startswith(f"process {os.getpid()} on")
+
+
 def test_leftovers_are_ended_by_id_and_start_time(tmp_path):
     mine, other = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
     try:
         record = ProcessRecord(tmp_path)
-        entries = {mine.pid: psutil.Process(mine.pid).create_time(), other.pid: 1.0, 2**22 - 1: 2.0}
-        record.path.write_text(json.dumps({"processes": entries}))
+        entries = {mine.pid: start_ticks(mine.pid), other.pid: 1, 2**22 - 1: 2}
+        record.path.write_text(json.dumps({"boot": "another machine's", "processes": entries}))
+        assert record.end_leftovers() == 0
+        assert mine.poll() is None, "the same ids on another machine are other processes"
+        record.path.write_text(json.dumps({"boot": BOOT_ID.read_text(), "processes": entries}))
         assert record.end_leftovers() == 1
         assert not psutil.pid_exists(mine.pid)
         assert other.poll() is None, "a process with the id but another start time must live"

@@ -41,3 +41,17 @@ def test_the_cause_is_the_first_error_that_is_no_wrapper(tmp_path):
         "only this\n\nwarning: step 5: policy entropy (nats) 0.553, mean of 5, is below the limit of 0.600\n"
     )
     assert cause(log) == "only this"
+
+
+def test_the_cause_of_a_killed_process_is_what_ray_says_of_it(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text(
+        "ray.exceptions.RayTaskError(ActorDiedError): ray::TaskRunnerV1.run()\n"
+        "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n"
+        "\tclass_name: vLLMHttpServer\n"
+        "nanobind: leaked 1 types!\n"
+    )
+    assert cause(log) == (
+        "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task. "
+        "(class_name: vLLMHttpServer)"
+    )

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from recipe.resume import DISCARDED, TRACKER, agree, complete_checkpoints, read_metrics, retain
+from recipe.resume import DISCARDED, TRACKER, agree, best_checkpoint, complete_checkpoints, read_metrics, retain
 
 
 def checkpoint(folder, step, parts=("data.pt", "actor/model.pt"), torn=()):
@@ -94,6 +94,18 @@ def test_the_newest_complete_checkpoints_are_kept(tmp_path):
     (tmp_path / "global_step_5_copy").mkdir()
     retain(tmp_path, 2, 20)
     assert folders(tmp_path) == ["global_step_15", "global_step_20", "global_step_5_copy"]
+
+
+def test_the_best_checkpoint_by_validation_is_kept_as_well(tmp_path):
+    for step in (5, 10, 15, 20):
+        checkpoint(tmp_path, step)
+    accuracy = {0: 0.9, 5: 0.7, 10: 0.5, 15: None, 17: 0.8}
+    assert best_checkpoint(tmp_path, {}) is None
+    assert best_checkpoint(tmp_path, accuracy) == 5, "steps without a checkpoint or a score do not count"
+    retain(tmp_path, 1, 20, best_checkpoint(tmp_path, accuracy))
+    assert folders(tmp_path) == ["global_step_20", "global_step_5"]
+    retain(tmp_path, 1, 20, best_checkpoint(tmp_path, accuracy | {20: 0.7}))
+    assert folders(tmp_path) == ["global_step_20"], "the newest of equals"
 
 
 def test_nothing_is_removed_for_a_checkpoint_that_is_not_whole_or_not_logged(tmp_path):

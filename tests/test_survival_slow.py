@@ -1,11 +1,10 @@
-"""A run that is killed again and again ends where an undisturbed one does, having seen the same data in the same order.
+"""A run that meets with ten faults ends where an undisturbed one does, having seen the same data in the same order.
 
 The order to compare with is drawn by the trainer's own code, without training.
 """
 
 import io
 import json
-import os
 import random
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from tests.test_run_slow import SECONDS, assert_nothing_is_left, experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 NAME = "test_survival"
-STEPS, KILLS, SAVE_EVERY, KEPT = 60, 5, 5, 3
+STEPS, SAVE_EVERY, KEPT = 60, 5, 3
 # 84 problems are 10 batches of 8 and 4 problems left out, so that every second checkpoint ends an epoch.
 SIZES = ["data.train_max_samples=84", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
 SIZES += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8"]
@@ -67,36 +66,93 @@ def test_the_order_survives_a_resume_anywhere_in_an_epoch(undisturbed):
             trainer.train_dataloader.load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=False))
 
 
-def start(folder):
-    """Start the run, or continue it."""
-    train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={NAME}", *SIZES]
-    train += [f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVE_EVERY}", "trainer.test_freq=-1"]
-    train += ["trainer.val_before_train=false", f"trainer.max_actor_ckpt_to_keep={KEPT}"]
-    train += [f"trainer.rollout_data_dir={folder}/rollouts"]
-    return subprocess.Popen(train, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def overrides(folder):
+    """Return what makes the demo this run."""
+    lengths = [f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVE_EVERY}", "trainer.test_freq=-1"]
+    kept = ["trainer.val_before_train=false", f"trainer.max_actor_ckpt_to_keep={KEPT}"]
+    return [f"trainer.experiment_name={NAME}", *SIZES, *lengths, *kept, f"trainer.rollout_data_dir={folder}/rollouts"]
 
 
-def test_five_kills_at_random_moments_change_neither_the_steps_nor_the_data(undisturbed):
+def start(folder, env):
+    """Start the run on this machine, or continue it."""
+    train = [".venv/bin/python", "-m", "recipe.train", "demo", *overrides(folder)]
+    return subprocess.Popen(train, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def raylet(folder):
+    """Return the process id of the run's raylet: the one that logs in the session of its last start."""
+    session = re.findall(r"/tmp/ray/session_[\w.-]+", (folder / "train.log").read_text(errors="replace"))[-1]
+    return next(p.pid for p in psutil.process_iter(["name", "cmdline"]) if is_raylet(p, session))
+
+
+def strike(run, kind, folder):
+    """Do to a run what clusters do to runs, and wait until it has ended."""
+    if kind == "a killed raylet":
+        os.kill(raylet(folder), signal.SIGKILL)
+    elif kind == "a full disk":
+        ballast = folder / "checkpoints" / "ballast"
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while file.write(bytes(1 << 20)):
+                pass
+    else:
+        run.send_signal(signal.SIGKILL if kind == "kill -9" else signal.SIGTERM)
+    output, _ = run.communicate(timeout=SECONDS)
+    if kind == "a full disk":
+        ballast.unlink()
+        assert "No space left" in output or "PytorchStreamWriter" in output, output
+    assert run.returncode == (-signal.SIGKILL if kind == "kill -9" else 1), output
+
+
+@pytest.fixture
+def small_disk():
+    """The run's folder, empty, with the checkpoints on a disk that holds ten of them."""
     folder = experiment(NAME)
-    moments = random.Random(5)
+    (folder / "checkpoints").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", folder / "checkpoints"], check=True)
+    yield folder
+    saved = folder / "saved"
+    shutil.copytree(folder / "checkpoints", saved)
+    subprocess.run(["umount", "-l", folder / "checkpoints"], check=True)
+    (folder / "checkpoints").rmdir()
+    saved.rename(folder / "checkpoints")
+
+
+def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
+    undisturbed, small_disk, warm_python, tmp_path, tmp_path_factory
+):
+    folder, moments = small_disk, random.Random(5)
+    metrics = folder / "metrics.jsonl"
+    steps = sorted(moments.sample(range(1, STEPS), 10))
+    kinds = ["kill -9"] * 3 + ["SIGTERM", "a killed raylet", "a full disk"]
+    moments.shuffle(kinds)
+    with warm_slurm(tmp_path_factory.mktemp("slurm"), 1) as slurm:
+        job = submit(slurm, tmp_path / "out", *overrides(folder))
+        for number, step in enumerate(steps[:4]):
+            wait_for_step(slurm, job, folder, step)
+            assert slurm.job(job)["JobState"] == "RUNNING", (tmp_path / "out").read_text()
+            time.sleep(moments.uniform(0, 10))
+            slurm.client(*(["scancel"] if number == 3 else ["scontrol", "requeue"]), job)
+            print(f"step {max(read_metrics(metrics))}, checkpoints {checkpoints(folder)}: requeued or cancelled")
+            if number < 3:
+                slurm.restart_now(job)
+        slurm.wait(job, "CANCELLED", seconds=SECONDS)
     recorded = set()
-    for step in sorted(moments.sample(range(1, STEPS), KILLS)):
-        run = start(folder)
-        # A step that an earlier life has reached is no wait at all: that kill hits the start.
-        wait_until(lambda: step in read_metrics(folder / "metrics.jsonl") or run.poll() is not None, SECONDS)  # noqa: B023
+    for step, kind in zip(steps[4:], kinds, strict=True):
+        run = start(folder, warm_python)
+        # A step that an earlier life has reached is no wait at all: that fault hits the start.
+        wait_until(lambda: step in read_metrics(metrics) or run.poll() is not None, SECONDS)  # noqa: B023
         time.sleep(moments.uniform(0, 10))
         assert run.poll() is None, run.stdout.read()
         recorded |= json.loads((folder / "processes.json").read_text())["processes"].keys()
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-        print(f"killed after step {max(read_metrics(folder / 'metrics.jsonl'))}, checkpoints {checkpoints(folder)}")
-    run = start(folder)
+        strike(run, kind, folder)
+        print(f"step {max(read_metrics(metrics))}, checkpoints {checkpoints(folder)}: {kind}")
+    run = start(folder, warm_python)
     output, _ = run.communicate(timeout=SECONDS)
     assert run.returncode == 0, output
 
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in metrics] == list(range(1, STEPS + 1)), "no gap and no step twice"
-    assert all(has_training(line["data"]) and line["data"]["training/global_step"] == line["step"] for line in metrics)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "no gap and no step twice"
+    assert all(has_training(line["data"]) and line["data"]["training/global_step"] == line["step"] for line in lines)
     assert [seen(folder, step) for step in range(1, STEPS + 1)] == [sorted(batch) for batch in undisturbed]
     assert optimizer_steps(folder) == {STEPS}
     assert checkpoints(folder) == [f"global_step_{step}" for step in (50, 55, 60)]

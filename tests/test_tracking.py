@@ -2,11 +2,12 @@
 
 import os
 import subprocess
+import time
 
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.tracking import use_wandb, wandb_environment
+from recipe.tracking import purge_tensorboard, use_wandb, wandb_environment
 from tests.conftest import ROOT
 
 
@@ -48,3 +49,22 @@ def test_a_mistyped_switch_is_one_line_and_status_2():
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr == "recipe.train: JUSTRL_WANDB=ofline: use online or offline\n"
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    def log(steps, value):
+        with SummaryWriter(tmp_path) as writer:
+            for step in steps:
+                writer.add_scalar("loss", value, step)
+
+    purge_tensorboard(tmp_path / "absent", 0)
+    log(range(1, 8), 1.0)
+    time.sleep(1)  # TensorBoard reads files in the order of the seconds in their names
+    purge_tensorboard(tmp_path, 5)
+    time.sleep(1)
+    log(range(6, 10), 2.0)
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in shown] == [(s, 1.0 if s < 6 else 2.0) for s in range(1, 10)]

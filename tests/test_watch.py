@@ -41,7 +41,7 @@ def watch(*arguments):
 def test_once_shows_values_checkpoint_and_that_nothing_runs(folder):
     done = watch(folder, "--once")
     assert done.returncode == 0, done.stderr
-    assert "tried: step 2 of 4; not running on this machine; last complete checkpoint 2" in done.stdout
+    assert "tried: step 2 of 4; not running; last complete checkpoint 2" in done.stdout
     rows = {line.split("  ")[0]: line.split()[-3:] for line in done.stdout.splitlines()}
     assert rows["mean reward"] == ["2", "-0.359", "-0.359"]
     assert rows["policy entropy (nats)"] == ["2", "0.245", "0.245"]
@@ -82,14 +82,18 @@ def test_only_the_newest_warnings_are_shown(folder):
 
 def test_a_living_run_is_told_from_a_dead_one(folder):
     with run_lock(folder):
-        assert f"process {os.getpid()} on" in lock_holder(folder)
+        assert f"process {os.getpid()} on" in lock_holder(folder).text
         out = watch(folder).stdout
         assert f"running (process {os.getpid()} on" in out
-        assert "14 s left" in out, "two steps of 5.7 and 1.5 s"
+        assert "step 2 of 4, 7.1 s a step, 14 s left" in out
         with pytest.raises(ValueError, match="in progress"), run_lock(folder):
             pass  # looking must not have released the lock
-    assert lock_holder(folder) is None
-    assert "not running on this machine" in watch(folder).stdout
+    assert lock_holder(folder) == (False, "")
+    assert "; not running; last" in watch(folder).stdout
+    (folder / "run.lock").write_text("process 7 on elsewhere since 2026-01-01 00:00:00\n")
+    assert "running (process 7 on elsewhere since" in watch(folder).stdout
+    os.utime(folder / "run.lock", (1, 1))
+    assert "not running, ended without a word (process 7 on elsewhere since" in watch(folder).stdout
 
 
 def test_a_run_without_metrics_is_one_clear_line(folder):
