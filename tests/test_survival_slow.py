@@ -3,9 +3,11 @@
 The order to compare with is drawn by the trainer's own code, without training.
 """
 
+import contextlib
 import io
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +19,7 @@ from recipe.compose import compose
 from recipe.progress import has_training
 from recipe.resume import complete_checkpoints, read_metrics
 from tests.conftest import ROOT
+from tests.test_cluster_slow import submit, wait_for_step, warm_slurm
 from tests.test_processes import wait_until
 from tests.test_run_slow import SECONDS, assert_nothing_is_left, experiment
 
@@ -80,15 +83,15 @@ def start(folder, env):
 
 
 def raylet(folder):
-    """Return the process id of the run's raylet: the one that logs in the session of its last start."""
-    session = re.findall(r"/tmp/ray/session_[\w.-]+", (folder / "train.log").read_text(errors="replace"))[-1]
-    return next(p.pid for p in psutil.process_iter(["name", "cmdline"]) if is_raylet(p, session))
+    """Return the run's raylet: the one that was started in the run's environment."""
+    raylets = [process for process in psutil.process_iter() if process.name() == "raylet"]
+    return next(one for one in raylets if one.environ().get("VERL_FILE_LOGGER_PATH", "").startswith(str(folder)))
 
 
 def strike(run, kind, folder):
     """Do to a run what clusters do to runs, and wait until it has ended."""
     if kind == "a killed raylet":
-        os.kill(raylet(folder), signal.SIGKILL)
+        raylet(folder).kill()
     elif kind == "a full disk":
         ballast = folder / "checkpoints" / "ballast"
         with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
