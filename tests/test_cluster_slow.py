@@ -21,7 +21,7 @@ from tests.test_run_slow import SECONDS, experiment
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 SIZES = ["data.train_max_samples=84", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
 SIZES += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8", "trainer.test_freq=-1"]
-SIZES += ["trainer.val_before_train=false", "trainer.save_freq=2"]
+SIZES += ["trainer.val_before_train=false"]
 WARM = "/dev/shm/warm"  # a node's own
 
 
@@ -58,25 +58,29 @@ def wait_for_step(slurm, job, folder, step):
     wait_until(lambda: step in read_metrics(metrics) or slurm.job(job)["JobState"] in ended, SECONDS)
 
 
-def test_a_run_on_two_nodes_is_requeued_and_continues(tmp_path, tmp_path_factory):
-    name = "test_two_nodes"
+def test_near_its_time_limit_a_run_on_two_nodes_saves_goes_back_into_the_queue_and_continues(
+    tmp_path, tmp_path_factory
+):
+    name, steps = "test_two_nodes", ["trainer.total_training_steps=8", "trainer.save_freq=8"]
     folder, out = experiment(name), tmp_path / "out"
     with warm_slurm(tmp_path_factory.mktemp("slurm"), 2) as slurm:
-        job = submit(slurm, out, f"trainer.experiment_name={name}", "trainer.total_training_steps=6", *SIZES)
-        wait_for_step(slurm, job, folder, 3)
+        job = submit(slurm, out, f"trainer.experiment_name={name}", *SIZES, *steps)
+        wait_for_step(slurm, job, folder, 2)
         assert slurm.job(job)["JobState"] == "RUNNING", out.read_text()
-        slurm.client("scontrol", "requeue", job)
+        slurm.client("scancel", "--batch", "--signal=USR1", job)
         slurm.restart_now(job)
+        (saved,) = complete_checkpoints(folder / "checkpoints")
         shown = slurm.wait(job, "COMPLETED", "FAILED", seconds=SECONDS)
         for node in slurm.names:
             left = slurm.on(node, "ps", "-eo", "comm=").stdout.split()
             assert sorted(left) == ["bash", "ps", "python", "slurmd"], "the python is the warm one"
             assert slurm.on(node, "ls", "/dev/shm").stdout.split() == ["warm"]
     assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1"), out.read_text()
-    assert "from step 2" in out.read_text()
-    assert logged(folder) == [1, 2, 3, 4, 5, 6]
-    assert complete_checkpoints(folder / "checkpoints") == [2, 4, 6]
-    shards = [path.name for path in (folder / "checkpoints" / "global_step_6" / "actor").glob("model_*.pt")]
+    assert f"stopped as asked, saved at step {saved}" in out.read_text()
+    assert f"from step {saved}\n" in out.read_text(), "no step was lost"
+    assert logged(folder) == list(range(1, 9))
+    assert complete_checkpoints(folder / "checkpoints") == [saved, 8]
+    shards = [path.name for path in (folder / "checkpoints" / "global_step_8" / "actor").glob("model_*.pt")]
     assert sorted(shards) == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]
 
 
