@@ -198,9 +198,9 @@ requeue() {
 # Makes a Ray cluster of the job's nodes, whose first one runs the training. The status that counts is the one that
 # the training leaves in a file: symmetric-run ends with 0 where Ray fails, and on the other nodes whenever it ends.
 train_on_slurm() {
-  local head address status="$run/train.status"
-  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  address=${JUSTRL_HEAD_ADDRESS:-$(timeout 60 srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I | cut -d ' ' -f 1)}
+  local head address="${JUSTRL_HEAD_ADDRESS:-}" status="$run/train.status"
+  read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  [ -n "$address" ] || read -r address _ < <(timeout 60 srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I)
   export RAY_ADDRESS="$address:$JUSTRL_RAY_PORT" RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
   RAY_AUTH_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
   export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}" # 30 s by default

@@ -202,8 +202,9 @@ class Slurm:
         return shown
 
     def restart_now(self, job: str) -> None:
-        """Let a requeued job start at once: Slurm would wait two minutes."""
+        """Let a requeued job start soon: Slurm would wait two minutes."""
         self.wait(job, "PENDING", seconds=SECONDS)
+        time.sleep(2)  # slurmd refuses credentials of the second in which it killed the job
         self.client("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def __exit__(self, *exception) -> None:

@@ -1,7 +1,10 @@
 """The shell script's own logic: arguments, wrong use, and the commands' --help."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,7 @@ COMMANDS = [
     "eval.report",
     "recipe.compose",
     "recipe.export",
+    "recipe.nodes",
     "recipe.train",
     "recipe.watch",
 ]
@@ -72,3 +76,57 @@ def test_every_command_answers_missing_input_with_one_line_and_status_2(argument
     done = run(sys.executable, "-m", *arguments)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+# Stand-ins for Slurm, Ray and the training, which note how they are called. Everything else is itself.
+ON_PATH = {
+    "scontrol": "printf 'n1\\nn2\\n'",
+    "hostname": "echo 10.0.0.1 10.0.0.2",
+    "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
+    "ray": 'while [ "$1" != -- ]; do shift; done; shift; "$@"',
+    "python": f'[ "$2" = recipe.train ] && exit "$STATUS"; exec {sys.executable} "$@"',
+}
+
+
+@pytest.fixture
+def on_slurm(tmp_path):
+    """Run the script's training as in a job of two nodes; return what it did and the calls it made."""
+    folder = ROOT / "outputs" / "test_fake_slurm"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, does in ON_PATH.items():
+        note = f'echo "{name} $*" >>{tmp_path}/calls'
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{note}\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    slurm = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    slurm |= {"SLURM_CPUS_ON_NODE": "16", "SLURM_GPUS_ON_NODE": "1", "JUSTRL_SETUP": "0", "JUSTRL_DEVICE": "cpu"}
+
+    def run(status="0", **variables):
+        command = [SCRIPT, "demo", "--only", "train", "trainer.experiment_name=test_fake_slurm"]
+        env = os.environ | slurm | {"PATH": path, "STATUS": status} | variables
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        return done, (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+def test_on_slurm_the_training_runs_under_srun_and_symmetric_run(on_slurm):
+    done, calls = on_slurm()
+    assert done.returncode == 0, done.stdout + done.stderr
+    head = [call for call in calls if call.endswith("hostname -I")]
+    assert head == ["srun --nodes=1 --ntasks=1 --nodelist=n1 hostname -I"]
+    (started,) = [call for call in calls if call.startswith("srun --ntasks-per-node=1 ")]
+    assert "bash -c exec ray symmetric-run" in started
+    (ray,) = [call for call in calls if call.startswith("ray ")]
+    assert ray.startswith("ray symmetric-run --address 10.0.0.1:23456 --min-nodes 2 --num-cpus 16 --num-gpus 1 -- ")
+    assert calls[-1] == "python -m recipe.train demo trainer.experiment_name=test_fake_slurm"
+
+
+def test_the_status_is_the_trainings_own(on_slurm):
+    assert on_slurm("2")[0].returncode == 2
+
+
+def test_a_head_address_can_be_given(on_slurm):
+    calls = on_slurm(JUSTRL_HEAD_ADDRESS="10.9.9.9", JUSTRL_RAY_PORT="7000")[1]
+    assert not [call for call in calls if call.endswith("hostname -I")]
+    assert [call for call in calls if call.startswith("ray symmetric-run --address 10.9.9.9:7000 ")]

@@ -132,8 +132,6 @@ TAKE_PORT = f'{sys.executable} -c "{LISTEN}" >/dev/null 2>&1 & sleep 1'
         ("n2", "mount -t tmpfs -o size=9m tmpfs /dev/shm", {}, "n2: 0.01 GB free in /dev/shm, 1 GB needed"),
         ("n2", f"mount -t tmpfs tmpfs {ROOT}/reward", {}, "n2: other code than n1 has"),
         ("n2", f"mount -t tmpfs tmpfs {ROOT}/outputs", {}, "n2: does not see the run's folder"),
-        ("n2", "true", {"JUSTRL_GPUS_PER_NODE": "3"}, "n1: 8 CPUs, and 3 ranks need 9; give the job more"),
-        ("n2", "true", {"JUSTRL_NODES": "3"}, "2 nodes with GPUs, and the run wants 3"),
     ],
 )
 def test_a_wrong_set_up_is_one_line_and_status_2(slurm, tmp_path, node, command, variables, message):  # noqa: F811

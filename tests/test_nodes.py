@@ -1,0 +1,92 @@
+"""What nodes answer, and what is said of answers that do not fit a run; tests/test_slurm.py asks real nodes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from recipe.compose import compose
+from recipe.nodes import complaints, describe, is_free
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def config():
+    return compose("justrl_deepseek", ["trainer.nnodes=2", "data.train_files=x", "data.val_files=x"], "cuda")
+
+
+def answers(**second):
+    """Return what two nodes with all that the config needs answer, the second one with something else."""
+    node = {"node": "n1", "code": "c", "packages": {"ray": "2.60.0", "torch": "2.11.0"}, "gpus": 8, "free_gpus": 8}
+    node |= {"cpus": 64, "shared": True, "unseen": [], "room": {"/tmp": 9.0, "/dev/shm": 9.0}, "port_free": True}
+    return [node, node | {"node": "n2"} | second]
+
+
+def test_nothing_is_said_of_nodes_that_fit(config):
+    assert complaints(answers(), config) == []
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"code": "d"}, "n2: other code than n1 has; put the repository on a shared file system"),
+        ({"packages": {"torch": "2.11.0"}}, "n2: ray no version, and n1 has 2.60.0 (1 packages differ)"),
+        ({"packages": {"ray": "2.59.0", "torch": "2.10.0"}}, "n2: ray 2.59.0, and n1 has 2.60.0 (2 packages differ)"),
+        ({"free_gpus": 7}, "n2: 7 of 8 GPUs are free, and the run wants 8 on each node"),
+        ({"shared": False}, "n2: does not see the run's folder"),
+        ({"unseen": ["/models/m"]}, "n2: does not see /models/m; put it on a file system that all nodes share"),
+        ({"room": {"/tmp": 0.5, "/dev/shm": 9.0}}, "n2: 0.50 GB free in /tmp, 2 GB needed"),
+        ({"cpus": 23}, "n2: 23 CPUs, and 8 ranks need 24; give the job more (on Slurm --exclusive"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_says_how_to_mend_it(config, second, message):
+    (said,) = complaints(answers(**second), config)
+    assert said.startswith(message)
+    assert "\n" not in said
+
+
+def test_too_few_nodes_and_a_taken_port(config):
+    (said,) = complaints(answers()[:1], config)
+    assert said == "1 nodes with GPUs, and the run wants 2; set trainer.nnodes=1"
+    taken = answers()
+    taken[0]["port_free"] = False
+    assert complaints(taken, config) == ["n1: the port of Ray's head is taken; set JUSTRL_RAY_PORT to another"]
+
+
+def test_enough_cpus_for_each_node_may_be_too_few_for_the_run():
+    """A rank on each of two nodes holds 3 CPUs; TransferQueue and task set-up need 3 more somewhere."""
+    config = compose("demo", ["trainer.nnodes=2"], "cpu")
+    nodes = answers(cpus=4)
+    nodes[0]["cpus"] = 4
+    assert complaints(nodes, config) == ["8 CPUs on all nodes, and the run needs 9; give the job more"]
+
+
+def test_a_node_describes_itself(tmp_path):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        assert not is_free(port)
+        wanted = {"root": str(ROOT), "token": str(tmp_path), "paths": [str(tmp_path), "/no/such"], "port": port}
+        found = describe(wanted)
+    assert (found["unseen"], found["shared"], found["port_free"]) == (["/no/such"], False, False)
+    assert found["packages"]["ray"] == __import__("ray").__version__
+    assert found["code"] == describe(wanted)["code"]
+    assert found["code"] != describe(wanted | {"root": str(tmp_path)})["code"]
+    done = subprocess.run(
+        [sys.executable, "-m", "recipe.nodes", "--describe", json.dumps(wanted | {"port": None})],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert json.loads(done.stdout)["port_free"]
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_and_status_2():
+    env = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "JUSTRL_DEVICE": "cpu"}
+    command = [sys.executable, "-m", "recipe.nodes", "demo"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "recipe.nodes: RAY_ADDRESS=127.0.0.1:1: [Errno 111] Connection refused; is it a cluster's?\n"
