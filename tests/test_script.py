@@ -113,7 +113,7 @@ def on_slurm(tmp_path):
 def test_on_slurm_the_training_runs_under_srun_and_symmetric_run(on_slurm):
     done, calls = on_slurm()
     assert done.returncode == 0, done.stdout + done.stderr
-    head = [call for call in calls if call.endswith("hostname -I")]
+    head = [call for call in calls if call.startswith("srun") and call.endswith("hostname -I")]
     assert head == ["srun --nodes=1 --ntasks=1 --nodelist=n1 hostname -I"]
     (started,) = [call for call in calls if call.startswith("srun --ntasks-per-node=1 ")]
     assert "bash -c exec ray symmetric-run" in started
