@@ -5,7 +5,6 @@ continues under its id, and a warning that is said once.
 """
 
 import json
-import os
 import subprocess
 
 import pytest
@@ -35,13 +34,13 @@ SMALL = [
 PENALTY = f"reward.reward_kwargs.overlong_buffer_cfg.len={TOKENS // 2}"
 
 
-def train(arm, steps, *overrides, **environment):
+def train(env, arm, steps, *overrides, **environment):
     """Train a shrunk arm and return what the command printed."""
     command = [".venv/bin/python", "-m", "recipe.train", arm, "--allow", "*", f"trainer.experiment_name=test_{arm}"]
     done = subprocess.run(
         [*command, *SMALL, f"trainer.total_training_steps={steps}", *overrides],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=env | environment,
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -51,21 +50,21 @@ def train(arm, steps, *overrides, **environment):
 
 
 @pytest.fixture(scope="module")
-def overlong():
+def overlong(warm_python):
     """The folder of a run with the penalty, with the agent loops of a GPU run, validated before training."""
     folder = experiment("test_ablation_overlong")
     loops = "actor_rollout_ref.rollout.agent.agent_loop_manager_class=recipe.agent_loops.AgentLoopManager"
     longer = "actor_rollout_ref.rollout.custom.validation_response_length=64"
-    train("ablation_overlong", 2, PENALTY, loops, longer, "trainer.save_freq=-1")
+    train(warm_python, "ablation_overlong", 2, PENALTY, loops, longer, "trainer.save_freq=-1")
     return folder
 
 
 @pytest.fixture(scope="module")
-def verifier():
+def verifier(warm_python):
     """The folder of a run with the verifier and W&B, continued once, and what the two starts printed."""
     folder = experiment("test_ablation_verifier")
     four = ["data.max_response_length=4", "trainer.save_freq=5", "trainer.val_before_train=false"]
-    return folder, [train("ablation_verifier", steps, *four, JUSTRL_WANDB="offline") for steps in (5, 6)]
+    return folder, [train(warm_python, "ablation_verifier", steps, *four, JUSTRL_WANDB="offline") for steps in (5, 6)]
 
 
 def test_the_over_long_penalty_lowers_the_reward_of_long_responses(overlong):
@@ -124,9 +123,11 @@ def test_a_warning_is_said_once(verifier):
     assert len([text for text in log if text.startswith(line)]) == 1
 
 
-def test_both_together():
+def test_both_together(warm_python):
     folder = experiment("test_ablation_overlong_verifier")
-    train("ablation_overlong_verifier", 2, PENALTY, "trainer.save_freq=-1", "trainer.val_before_train=false")
+    train(
+        warm_python, "ablation_overlong_verifier", 2, PENALTY, "trainer.save_freq=-1", "trainer.val_before_train=false"
+    )
     metrics = read_metrics(folder / "metrics.jsonl")[2]
     assert metrics["reward/overlong"] > 0
     assert "reward/no_box" in metrics

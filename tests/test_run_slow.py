@@ -75,23 +75,11 @@ def test_kill_9_in_the_middle_then_the_same_command_finishes():
     assert "step    1/6" not in again.stdout, f"a finished run was trained again ({time.monotonic() - started:.0f} s)"
 
 
-def test_an_interrupt_leaves_nothing_running():
-    folder = experiment("test_interrupt")
-    train = [".venv/bin/python", "-m", "recipe.train", *command("test_interrupt", 4)[1:]]
-    run = subprocess.Popen(train, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: 0 in read_metrics(folder / "metrics.jsonl"), seconds=SECONDS)
-    recorded = json.loads((folder / "processes.json").read_text())["processes"]
-    run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=60) == 1
-    assert "the same command continues" in run.stderr.read()
-    assert_nothing_is_left(recorded)
-
-
-def test_a_failing_run_names_its_cause():
+def test_a_failing_run_names_its_cause(warm_python):
     experiment("test_failure")
     train = [".venv/bin/python", "-m", "recipe.train", *command("test_failure", 2)[1:]]
     train.append("actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=1")
-    done = subprocess.run(train, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(train, cwd=ROOT, env=warm_python, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 1
     assert "training failed: ValueError" in done.stderr
     assert "KV cache" in done.stderr

@@ -88,6 +88,9 @@ def raylet(folder):
     return next(one for one in raylets if one.environ().get("VERL_FILE_LOGGER_PATH", "").startswith(str(folder)))
 
 
+SIGNALS = {"kill -9": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+
+
 def strike(run, kind, folder):
     """Do to a run what clusters do to runs, and wait until it has ended."""
     if kind == "a killed raylet":
@@ -98,11 +101,13 @@ def strike(run, kind, folder):
             while file.write(bytes(1 << 20)):
                 pass
     else:
-        run.send_signal(signal.SIGKILL if kind == "kill -9" else signal.SIGTERM)
+        run.send_signal(SIGNALS[kind])
     output, _ = run.communicate(timeout=SECONDS)
     if kind == "a full disk":
         ballast.unlink()
         assert "No space left" in output or "PytorchStreamWriter" in output, output
+    if kind in ("SIGINT", "SIGTERM"):
+        assert f"interrupted by {kind}; the same command continues from the last checkpoint" in output
     assert run.returncode == (-signal.SIGKILL if kind == "kill -9" else 1), output
 
 
@@ -126,7 +131,7 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
     folder, moments = small_disk, random.Random(5)
     metrics = folder / "metrics.jsonl"
     steps = sorted(moments.sample(range(1, STEPS), 10))
-    kinds = ["kill -9"] * 3 + ["SIGTERM", "a killed raylet", "a full disk"]
+    kinds = ["kill -9", "kill -9", "SIGINT", "SIGTERM", "a killed raylet", "a full disk"]
     moments.shuffle(kinds)
     with warm_slurm(tmp_path_factory.mktemp("slurm"), 1) as slurm:
         job = submit(slurm, tmp_path / "out", *overrides(folder))
