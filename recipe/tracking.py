@@ -40,7 +40,7 @@ def purge_tensorboard(folder: Path, step: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    writer = EventFileWriter(str(folder))
-    writer.add_event(Event(step=step + 1, file_version="brain.Event:2"))
-    writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+    writer, first = EventFileWriter(str(folder)), step + 1 if step else 0  # from the start means from step 0
+    writer.add_event(Event(step=first, file_version="brain.Event:2"))
+    writer.add_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
     writer.close()

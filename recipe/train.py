@@ -210,7 +210,6 @@ def train(config: DictConfig) -> int:
         if ended := record.end_leftovers():
             print(f"ended {ended} processes that a dead run had left")
         step = agree(metrics_path, attempt, checkpoints)
-        purge_tensorboard(folder / "tensorboard", step)
         (folder / STOP).unlink(missing_ok=True)
         for aside in checkpoints.glob("discarded_*"):
             print(f"  note: its metrics were not written, so training goes there again: {aside}")
@@ -219,6 +218,7 @@ def train(config: DictConfig) -> int:
         if total and step >= total:
             print(f"training is done: {folder} is at step {step}")
             return 0
+        purge_tensorboard(folder / "tensorboard", step)
         print(f"training {config.trainer.experiment_name} " + (f"from step {step}" if step else "from the start"))
         print(f"  folder {folder}, full output in {log_path}", flush=True)
         with tempfile.TemporaryDirectory(prefix="justrl-") as scratch, open(log_path, "a") as log:
@@ -249,8 +249,8 @@ def train(config: DictConfig) -> int:
         if status:
             print(f"training failed: {cause(log_path, log_start)}\n  see {log_path}", file=sys.stderr)
             return 1
-        if (folder / STOP).exists():
-            step = max(complete_checkpoints(checkpoints), default=0)
+        step = max(complete_checkpoints(checkpoints), default=0)
+        if (folder / STOP).exists() and step != total:
             print(f"stopped as asked, saved at step {step}; the same command continues", file=sys.stderr)
             return 1
         print(f"training is done, {len([m for m in read_metrics(metrics_path).values() if has_training(m)])} steps")
