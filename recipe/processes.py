@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -96,7 +97,7 @@ def touched(path: Path) -> float:
 
 def beats(path: Path, text: str) -> bool:
     """Return whether somebody still touches `path`; clocks do not matter, for it only waits for a change."""
-    print(f"waiting up to {SILENT_SECONDS} s for a sign of life of {text}", flush=True)
+    print(f"waiting up to {SILENT_SECONDS} s for a sign of life of {text}", file=sys.stderr)
     before, end = touched(path), time.monotonic() + SILENT_SECONDS
     while time.monotonic() < end:
         time.sleep(1)
