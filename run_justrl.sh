@@ -169,7 +169,7 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then
 fi
 
 # Runs a command. On Slurm in the background, for bash waits for a foreground command before it sees a signal.
-child="" stage_name=""
+run="" child="" stage_name=""
 run_stage() {
   if [ -z "${SLURM_JOB_ID:-}" ]; then
     "$@" 9>&-
@@ -185,7 +185,7 @@ run_stage() {
 requeue() {
   trap '' USR1
   echo "the time limit is near: saving, then back into the queue"
-  touch "$run/stop"
+  [ -z "$run" ] || touch "$run/stop"
   local second
   for ((second = 0; second < ${JUSTRL_SAVE_SECONDS:-540}; second++)); do
     if [ "$stage_name" != train ] || ! kill -0 "$child" 2>/dev/null; then break; fi
@@ -194,6 +194,8 @@ requeue() {
   timeout 60 scontrol requeue "$SLURM_JOB_ID"
   exit 0
 }
+
+[ -z "${SLURM_JOB_ID:-}" ] || trap requeue USR1
 
 # Makes a Ray cluster of the job's nodes, whose first one runs the training. The status that counts is the one that
 # the training leaves in a file: symmetric-run ends with 0 where Ray fails, and on the other nodes whenever it ends.
@@ -228,7 +230,6 @@ data_folder="${JUSTRL_DATA:-data}"
 mkdir -p "$run"
 exec 9>"$run/start.lock"
 flock --nonblock 9 || [ $? != 1 ] || die "a run is in progress in $run" # other than 1: a file system without locks
-[ -z "${SLURM_JOB_ID:-}" ] || trap requeue USR1
 
 # Is it the paper's? What data and model need is looked at again when they are there.
 python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" --all --no-files >"$run/check.txt" 9>&- ||
@@ -276,7 +277,7 @@ base() {
 }
 
 train() {
-  if [ "$nodes" -gt 1 ]; then
+  if [ "$nodes" -gt 1 ] && [ -z "${RAY_ADDRESS:-}" ]; then
     train_on_slurm "$config" "${overrides[@]}" "${allowed[@]}"
   else
     python -m recipe.train "$config" "${overrides[@]}" "${allowed[@]}"
