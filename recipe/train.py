@@ -11,6 +11,7 @@ import argparse
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ from recipe.tracking import purge_tensorboard, use_wandb, wandb_environment
 ROOT = Path(__file__).resolve().parent.parent
 WARM_PYTHON = ROOT / "recipe" / "warm_python.py"
 POLL_SECONDS = 1.0
+FULL_BYTES = 1 << 20  # less room than this after a failure means that it was the disk
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # What most of a run's processes import, without Ray and verl: both read the environment of the process they
@@ -247,7 +249,10 @@ def train(config: DictConfig) -> int:
                     signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave anything running
                 record.end_descendants()
         if status:
-            print(f"training failed: {cause(log_path, log_start)}\n  see {log_path}", file=sys.stderr)
+            # Of a full disk torch says no more than "iostream error".
+            full = checkpoints.is_dir() and shutil.disk_usage(checkpoints).free < FULL_BYTES
+            why = f" (no room left in {checkpoints}; the checkpoints before are kept)" if full else ""
+            print(f"training failed: {cause(log_path, log_start)}{why}\n  see {log_path}", file=sys.stderr)
             return 1
         step = max(complete_checkpoints(checkpoints), default=0)
         if (folder / STOP).exists() and step != total:
