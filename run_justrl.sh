@@ -28,6 +28,7 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_DAPO, JUSTRL_BENCH local copies of the training set and the benchmarks (default: the hub)
              JUSTRL_DATA               folder of prepared data (default: data)
              JUSTRL_EVAL               extra arguments for eval.generate
+             JUSTRL_JUDGE              model that eval.grade asks about what its rule rejects
              JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
              JUSTRL_PYTHON_BIN         the Python to make the environment with
              JUSTRL_SETUP=0            makes no environment: the packages are on the PATH, as in a container
@@ -268,7 +269,7 @@ data() {
 # evaluate MODEL NAME
 evaluate() {
   python -m eval.generate --model "$1" --bench "$bench" --output "$run/eval/$2" "${evaluation[@]}" "${extra[@]}"
-  python -m eval.grade "$run/eval/$2"
+  python -m eval.grade "$run/eval/$2" ${JUSTRL_JUDGE:+--judge "$JUSTRL_JUDGE"}
 }
 
 base() {
