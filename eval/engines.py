@@ -58,7 +58,8 @@ class Engine:
         """Return versions of the packages, and the device; answered when the engine is ready."""
         import torch
 
-        found = {name: importlib.metadata.version(name) for name in PACKAGES if installed(name)}
+        every = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
+        found = {name: every[name] for name in PACKAGES if name in every}
         return found | {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
 
     async def generate(self, prompt: list[int], seed: int) -> dict:
@@ -100,13 +101,6 @@ class Engine:
             self.waiting.pop(number)(error)
 
 
-def installed(name: str) -> bool:
-    """Return whether a distribution is installed."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version(name))
-    return False
-
-
 class RayEngine:
     """An `Engine` in a Ray actor, which Ray starts again when it dies."""
 
@@ -133,7 +127,7 @@ class Endpoint:
     def __init__(self, url: str, model: str, sampling: dict):
         import openai
 
-        self.errors = openai.OpenAIError
+        self.openai = openai
         self.client = openai.AsyncOpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
         self.model, self.sampling = model, sampling
 
@@ -141,7 +135,7 @@ class Endpoint:
         """Return what the server calls its models; ValueError if it does not answer or has another."""
         try:
             models = [model.id async for model in self.client.models.list()]
-        except self.errors as error:
+        except self.openai.OpenAIError as error:
             raise ValueError(
                 f"{self.client.base_url}: does not answer as an OpenAI-compatible server: {error}"
             ) from error
@@ -155,7 +149,11 @@ class Endpoint:
             answer = await self.client.chat.completions.create(
                 model=self.model, messages=turn, seed=record["seed"], timeout=ENDPOINT_SECONDS, **self.sampling
             )
-        except self.errors as error:
+        except self.openai.APITimeoutError as error:
+            raise RequestFailed(str(error)) from error
+        except self.openai.APIConnectionError as error:  # or it would fail the whole queue, faster than others answer
+            raise EngineLost(f"{self.client.base_url}: {error}") from error
+        except self.openai.OpenAIError as error:
             raise RequestFailed(str(error)) from error
         choice, usage = answer.choices[0], answer.usage
         tokens = usage.completion_tokens if usage else None

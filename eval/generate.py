@@ -20,9 +20,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +35,7 @@ from data_prep.files import sha256, write_text_whole
 from data_prep.parquet import read_rows
 from data_prep.prompt import evaluation_prompt, training_prompt
 from eval.engines import Endpoint, answer_all, engine_options, ray_engines
-from eval.samples import ENDING, format_line, read_samples, repair
+from eval.samples import ENDING, format_line, read_json, read_samples, repair
 from recipe.preflight import check_model
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
 from recipe.progress import cause, duration
@@ -42,6 +43,7 @@ from recipe.progress import cause, duration
 PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
 DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's
 SAY_EVERY_SECONDS = 20.0  # where there is no terminal for a bar
+RECORD_SECONDS = 2.0  # between looks at which processes were started
 # Settings that decide what a sample is: a folder made with others is not mixed with these.
 FINGERPRINTED = ("model", "revision", "weights", "endpoint", "problems", "prompt", "temperature", "top_p", "max_tokens")
 FINGERPRINTED += ("base_seed",)
@@ -61,6 +63,8 @@ def wanted_samples(task: str, rows: pd.DataFrame, prompt: str, samples: int, bas
     wanted = []
     for row in rows.to_dict("records"):
         extra = row["extra_info"]
+        if not {"index", "problem"} <= extra.keys():
+            raise ValueError(f"{task}: rows lack extra_info.index or .problem; prepare it with data_prep.benchmarks")
         problem_id = str(extra["index"])
         for sample in range(samples):
             wanted.append(
@@ -77,14 +81,12 @@ def wanted_samples(task: str, rows: pd.DataFrame, prompt: str, samples: int, bas
 
 
 def check_fingerprint(path: Path, settings: dict) -> None:
-    """Compare a task's settings with those that made the samples already there, if any.
+    """Compare a task's settings with those in `path`, which made the samples that are there.
 
     Raises:
-        ValueError: they differ; the message names the first that does.
+        ValueError: they differ, or are not known; the message names the first that does.
     """
-    if not path.exists():
-        return
-    there = json.loads(path.read_text())
+    there = read_json(path, "model")
     for name in FINGERPRINTED:
         if there.get(name) != settings[name]:
             raise ValueError(
@@ -108,26 +110,30 @@ def weights_digest(model: str) -> str | None:
 def output_into(log_path: Path, command: str):
     """Send everything that this process prints into a log; yields a file that still reaches the terminal.
 
-    By descriptor and to the process's end: Ray's and vLLM's C++ parts print too, some only at exit.
+    By descriptor: Ray's and vLLM's C++ parts print too.
     """
-    terminal = os.fdopen(os.dup(1), "w", buffering=1)
+    terminal, errors = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     start = os.lseek(log, 0, os.SEEK_END)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    errors = os.fdopen(os.dup(2), "w", buffering=1)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+
+    def redirect(out: int, err: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+
+    redirect(log, log)
     try:
         yield terminal
-    except (ValueError, KeyboardInterrupt):
-        os.dup2(errors.fileno(), 2)
+    except (ValueError, OSError):
         raise
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
         print(f"{command}: failed: {cause(log_path, start)}\n  see {log_path}", file=errors)
         raise SystemExit(1) from error
+    finally:
+        redirect(terminal.fileno(), errors.fileno())
 
 
 class Progress:
@@ -151,19 +157,28 @@ class Progress:
 
 
 @contextlib.contextmanager
-def one_driver(folder: Path) -> Iterator[ProcessRecord]:
+def one_driver(folder: Path) -> Iterator[None]:
     """Hold a folder of samples: end what a dead driver left, record what this one starts, and end it at the end."""
+
+    def keep_record() -> None:
+        while not ended.wait(RECORD_SECONDS):
+            record.update()
+
     with run_lock(folder):
-        record = ProcessRecord(folder)
-        if ended := record.end_leftovers():
-            print(f"  ended {ended} processes that a dead run had left", flush=True)
+        record, ended = ProcessRecord(folder), threading.Event()
+        if left := record.end_leftovers():
+            print(f"  ended {left} processes that a dead run had left", flush=True)
         adopt_orphans()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        keeper = threading.Thread(target=keep_record, daemon=True)
+        keeper.start()
         try:
-            yield record
+            yield
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            ended.set()
+            keeper.join()
             record.end_descendants()
 
 
@@ -204,7 +219,7 @@ def plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict]]:
         ValueError: an unknown task, samples of other settings, a damaged file.
     """
     files = {path.stem: path for path in sorted(args.bench.glob("*.parquet"))}
-    tasks = args.tasks.split(",") if args.tasks else list(files)
+    tasks = list(dict.fromkeys(args.tasks.split(","))) if args.tasks else list(files)
     if not tasks:
         raise ValueError(f"{args.bench}: has no parquet file; prepare it with data_prep.benchmarks")
     for task in tasks:
@@ -217,21 +232,26 @@ def plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict]]:
         path = args.output / f"{task}{ENDING}"
         samples = args.samples or (BENCHMARKS[task].samples if task in BENCHMARKS else DEFAULT_SAMPLES)
         wanted = wanted_samples(task, read_rows(files[task]), args.prompt, samples, args.base_seed)
+        if len({(record["problem_id"], record["sample"]) for record in wanted}) < len(wanted):
+            raise ValueError(f"{files[task]}: two rows have the same extra_info.index; prepare it again")
         problems = digest([text for record in wanted[::samples] for text in (record["prompt"], record["answer"])])
         settings[task] = shared | {"task": task, "problems": problems, "samples": samples}
-        check_fingerprint(args.output / f"{task}.meta.json", settings[task])
+        settings[task]["problem_count"] = len(wanted) // samples
         if torn := repair(path):
             print(f"  {path}: {torn} torn lines dropped; those samples are generated again")
         there = {(record["problem_id"], record["sample"]) for record in (read_samples(path) if path.exists() else [])}
+        if there:
+            check_fingerprint(args.output / f"{task}.meta.json", settings[task])
+        if (most := max((sample for _, sample in there), default=0) + 1) > samples:
+            raise ValueError(f"{path}: has {most} samples a problem; give --samples {most} or another --output")
         missing += [record for record in wanted if (record["problem_id"], record["sample"]) not in there]
     return missing, settings
 
 
-async def generate(records: list[dict], settings: dict, args, length: int, process_record, terminal) -> list[str]:
+async def generate(records: list[dict], settings: dict, args, length: int, terminal) -> list[str]:
     """Have every record answered, its sample appended to its task's file at once; return the reasons of failures."""
     sampling = {name: getattr(args, name) for name in ("temperature", "top_p", "max_tokens")}
     async with started_engines(args, length, sampling) as (engines, described):
-        process_record.update()
         for task, values in settings.items():
             text = json.dumps(values | {"engines": described}, indent=2)
             write_text_whole(args.output / f"{task}.meta.json", text + "\n")
@@ -252,20 +272,21 @@ def run(args: argparse.Namespace) -> int:
     """Generate what is missing in every task and return the exit status."""
     if not args.endpoint:
         check_model(args.model)
-    with one_driver(args.output) as process_record:
+    with one_driver(args.output):
         missing, settings = plan(args)
         if not missing:
             print(f"{args.output}: all samples are there")
             return 0
-        length = 0 if args.endpoint else tokenize(args.model, args.revision, missing) + args.max_tokens
+        length = 0
+        if not args.endpoint:
+            length = tokenize(args.model, args.revision, missing) + args.max_tokens
+            check_model(args.model, length)
         log_path = args.output / "generate.log"
         print(f"  {len(missing)} samples of {args.model}, the engines' output in {log_path}", flush=True)
         with output_into(log_path, "eval.generate") as terminal:
-            failed = asyncio.run(generate(missing, settings, args, length, process_record, terminal))
+            failed = asyncio.run(generate(missing, settings, args, length, terminal))
         if failed:
-            print(
-                f"  {len(failed)} samples failed: {failed[0][:300]}; the same command tries them again", file=terminal
-            )
+            print(f"  {len(failed)} samples failed: {failed[0][:300]}; the same command tries them again")
         return int(bool(failed))
 
 
@@ -276,12 +297,27 @@ def positive(text: str) -> int:
     return number
 
 
+def within(low: float, high: float) -> Callable[[str], float]:
+    """Return a parser of numbers from `low` to `high`."""
+
+    def number(text: str) -> float:
+        if not low <= float(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}")
+        return float(text)
+
+    return number
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says where a model runs."""
     parser.add_argument("--revision", help="of a hub id: a commit, branch or tag")
     parser.add_argument("--workers", type=positive, help="engines (default: one on every GPU, or one on a CPU)")
     parser.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs of one engine, on one node")
-    parser.add_argument("--endpoint", action="append", metavar="URL", help="of an OpenAI-compatible server; repeatable")
+    served = (
+        "of an OpenAI-compatible server; repeatable. Start vLLM's with --generation-config vllm: by default it adds"
+    )
+    served += " the model's own top-k and penalties to the protocol"
+    parser.add_argument("--endpoint", action="append", metavar="URL", help=served)
 
 
 def main() -> int:
@@ -291,8 +327,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to, or to continue")
     parser.add_argument("--tasks", help="comma-separated names (default: every file of --bench)")
     parser.add_argument("--samples", type=positive, help="samples a problem (default: the protocol's, 32 or 4)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="default %(default)s")
-    parser.add_argument("--top-p", type=float, default=0.9, help="default %(default)s")
+    parser.add_argument("--temperature", type=within(0, 100), default=0.7, help="default %(default)s")
+    parser.add_argument("--top-p", type=within(1e-6, 1), default=0.9, help="default %(default)s")
     parser.add_argument("--max-tokens", type=positive, default=31744, help="new tokens at most (default %(default)s)")
     parser.add_argument("--prompt", choices=sorted(PROMPTS), default="evaluation", help="default %(default)s")
     parser.add_argument("--base-seed", type=int, default=0, help="every sample's seed derives from it")

@@ -24,12 +24,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.benchmarks import BENCHMARKS
 from data_prep.command import run as run_command
 from data_prep.files import sha256, write_text_whole
 from data_prep.golds import corrected, corrections
 from eval import judge, official, typed
-from eval.generate import add_engine_arguments, one_driver
-from eval.samples import format_line, read_lines, read_samples, sample_files
+from eval.generate import add_engine_arguments, one_driver, within
+from eval.samples import ENDING, format_line, read_json, read_lines, read_samples, sample_files
 from eval.statistics import distinct_n, interval, majority, mean_interval, pass_at_k, powers_of_two
 from recipe.preflight import check_model
 from reward.formulas import WORKERS
@@ -38,6 +39,7 @@ from reward.justrl import last_boxed
 TRACK = "official"  # whose average is a model's score
 JUDGED, TYPED = "official+judge", "strict-typed"
 FAILURES = ("error", "timed_out", "crashed", "refused", "unusable_truth", "unparsable")  # counted apart from wrong
+PROTOCOL = ("prompt", "temperature", "top_p", "max_tokens")  # beside the number of samples
 PERCENTILES = (10, 50, 90, 99)
 BINS = 30  # of the histograms of lengths
 
@@ -239,10 +241,12 @@ def grade_lines(graded: Iterable[dict]) -> str:
     return "".join(lines)
 
 
-def model_name(folder: Path, path: Path, task: str) -> str:
-    """Return the model that made a samples file: as its settings say, or, of the release's, as its folder is called."""
-    settings = path.with_name(f"{task}.meta.json")
-    return json.loads(settings.read_text())["model"] if settings.exists() else folder.resolve().name
+def settings_of(path: Path, task: str) -> dict:
+    """Return what made a samples file: of ours its settings, of the release's its folder's name for the model."""
+    if path.name.endswith(ENDING):
+        return read_json(path.with_name(f"{task}.meta.json"), "model", "problem_count", *PROTOCOL)
+    count = {"problem_count": BENCHMARKS[task].problems} if task in BENCHMARKS else {}
+    return {"model": path.resolve().parent.name, **count}
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -251,12 +255,16 @@ def run(args: argparse.Namespace) -> dict:
     files = sample_files(folder)
     if args.model and not args.endpoint:
         check_model(args.model)
+    settings = {task: settings_of(path, task) for task, path in files.items()}
     cache = Cache(folder / "grades.cache.jsonl")
     graded, distinct = {}, {}
     for task, path in files.items():
         records = read_samples(path, task)
         if not records:
             raise ValueError(f"{path}: holds no samples; run eval.generate again")
+        asked, there = settings[task].get("problem_count"), len({record["problem_id"] for record in records})
+        if asked not in (None, there):
+            raise ValueError(f"{path}: has samples of {there} problems of {asked}; run eval.generate again")
         graded[task] = grade(records, task, cache)
         by_problem(graded[task], path)
         key = cache.key("distinct_4", sha256(path))
@@ -274,7 +282,8 @@ def run(args: argparse.Namespace) -> dict:
         mean, bounds = mean_interval(tables)
         means[track] = {"avg": mean, "ci95": bounds}
     scores = {
-        "model": model_name(folder, *next((path, task) for task, path in files.items())),
+        "model": next(iter(settings.values()))["model"],
+        "protocol": {task: {name: values.get(name) for name in PROTOCOL} for task, values in settings.items()},
         "track": TRACK,
         "mean": means[TRACK]["avg"],
         "ci95": means[TRACK]["ci95"],
@@ -286,20 +295,15 @@ def run(args: argparse.Namespace) -> dict:
     return scores
 
 
-def share(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    if not 0 <= (number := float(text)) <= 1:
-        raise argparse.ArgumentTypeError("must be from 0 to 1")
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with samples")
     parser.add_argument(
         "--judge", dest="model", nargs="?", const=judge.DEFAULT, metavar="MODEL", help=f"default {judge.DEFAULT}"
     )
-    parser.add_argument("--audit", type=share, default=0.05, help="share of accepted samples it sees (%(default)s)")
+    parser.add_argument(
+        "--audit", type=within(0, 1), default=0.05, help="share of accepted samples it sees (%(default)s)"
+    )
     add_engine_arguments(parser)
     args = parser.parse_args()
     sample_files(args.folder)

@@ -21,6 +21,7 @@ DEFAULT = "opencompass/CompassVerifier-3B"
 PROMPT_VERSION = 1
 REPLY_TOKENS = 16  # for one letter; a model that reasons first is not understood
 TAIL_CHARACTERS = 1_000  # of a response without a box, where its answer stands if it has one
+ANSWER_CHARACTERS = 2_000  # of a box; golds have at most 210
 VERDICTS = ("A", "B", "C", "unparsed", "overflow")
 PROMPT = r"""Compare a candidate's final answer to a problem with the reference answer, and grade it with one letter.
 
@@ -58,7 +59,7 @@ class Question(NamedTuple):
 
 def final_part(response: str, answer: str) -> str:
     """Return what the judge sees of a response: its boxed answer, or its end where it has none."""
-    return answer or response[-TAIL_CHARACTERS:]
+    return answer[:ANSWER_CHARACTERS] or response[-TAIL_CHARACTERS:]
 
 
 def verdict(reply: str) -> str:

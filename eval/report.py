@@ -11,10 +11,10 @@ examples:
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +24,7 @@ from eval.compute import compute, compute_table
 from eval.figures import draw_curves, draw_lengths, draw_pass_at_k, draw_scores
 from eval.page import Cell, Report, number, percent
 from eval.published import PUBLISHED, beside_published, published
-from eval.samples import read_lines, read_samples, sample_files
+from eval.samples import ENDING, read_json, read_lines, read_samples
 from eval.statistics import mean_interval, paired_mean_difference
 from recipe.curves import BUDGETS, has_bands
 from recipe.health import series, warnings
@@ -34,8 +34,8 @@ from recipe.resume import read_metrics
 
 MANIFEST = Path("data/dapo/train.manifest.json")
 SIGNIFICANT = 0.05
-# Half a 95 % interval is 1.96 standard errors, and a difference of 2.80 is found four times in five (1.96 + 0.84).
-SHOWS = 2.80 / 1.96
+FOUND = 0.8  # how often a difference is found that the report calls large enough
+PROTOCOL = {"prompt": "evaluation", "temperature": 0.7, "top_p": 0.9, "max_tokens": 31744}  # the release's
 LENGTHS = ("mean", "p10", "p50", "p90", "p99")
 Results = dict[str, dict[str, dict]]  # benchmark to model to its part of scores.json
 
@@ -46,7 +46,7 @@ def load(folder: Path) -> dict:
     Raises:
         ValueError: they are not as eval.grade writes them now.
     """
-    scores = json.loads((folder / "scores.json").read_text())
+    scores = read_json(folder / "scores.json", "model", "track", "tasks")
     if not all("tracks" in result for result in scores["tasks"].values()):
         raise ValueError(f"{folder}/scores.json: not as eval.grade writes it today; grade again")
     return scores
@@ -154,13 +154,24 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return corrected
 
 
-def reach(bounds: tuple[float, float]) -> float:
-    """Return the true difference that is found four times in five, from an interval."""
-    return SHOWS * (bounds[1] - bounds[0]) / 2
+def reach(bounds: tuple[float, float], tests: int) -> float:
+    """Return the true difference that is found four times in five, from a 95 % interval; 1.0 if none is.
+
+    Args:
+        tests: how many the p-value is corrected for; Holm's first step divides by all of them.
+    """
+    quantile = NormalDist().inv_cdf
+    error = (bounds[1] - bounds[0]) / 2 / quantile(0.975)
+    return min(1.0, error * (quantile(1 - SIGNIFICANT / 2 / tests) + quantile(FOUND)))
 
 
-def what_differs(other: str, found: dict[str, tuple], corrected: dict[str, float]) -> str:
-    """Return in plain words what paired differences (mean, interval, p) can and cannot tell apart."""
+def what_differs(other: str, found: dict[str, tuple], corrected: dict[str, float], shown: dict[str, float]) -> str:
+    """Return in plain words what paired differences (mean, interval, p) can and cannot tell apart.
+
+    Args:
+        corrected: p-value of each.
+        shown: the true difference that each would show.
+    """
     sure = {name for name, p in corrected.items() if p < SIGNIFICANT}
     kinds = {
         f"{other} is better on": [name for name in found if name in sure and found[name][0] > 0],
@@ -168,8 +179,8 @@ def what_differs(other: str, found: dict[str, tuple], corrected: dict[str, float
         "The data cannot tell the two apart on": [name for name in found if name not in sure],
     }
     said = [f"{kind} {listed(names)}." for kind, names in kinds.items() if names]
-    shows = sorted((100 * reach(bounds), name) for name, (_, bounds, _) in found.items())
-    ends = [f"{points:.1f} points ({name})" for points, name in dict.fromkeys((shows[0], shows[-1]))]
+    ordered = sorted(shown, key=shown.get)
+    ends = [f"{100 * shown[name]:.1f} points ({name})" for name in dict.fromkeys((ordered[0], ordered[-1]))]
     said.append(f"To be found four times in five, a true difference must have {' to '.join(ends)}.")
     return " ".join(said).replace("mean of", "the mean of")
 
@@ -193,6 +204,17 @@ def add_scores(report: Report, results: Results, track: str, is_run: bool) -> No
     draw_scores(scores, report.picture("scores.png", "Scores with their intervals"))
 
 
+def add_protocol(report: Report, scores: dict[str, dict]) -> None:
+    """Add what of each model's sampling is not the released protocol, and who judged."""
+    for name, given in scores.items():
+        settings = {(key, value) for task in given.get("protocol", {}).values() for key, value in task.items()}
+        differing = sorted(f"{key}={value}" for key, value in settings if value not in (None, PROTOCOL[key]))
+        if differing:
+            report.say(f"{name} was not sampled by the paper's protocol: {listed(differing)}.")
+        if given.get("judge"):
+            report.say(f"Judge of {name}: {given['judge']['model']}.")
+
+
 def add_differences(report: Report, results: Results, track: str) -> None:
     """Add the first model against each other one, over the same problems."""
     first, *others = names(results)
@@ -201,15 +223,17 @@ def add_differences(report: Report, results: Results, track: str) -> None:
         found = {row: paired_mean_difference([pairs[t] for t in tasks]) for row, tasks in groups(results).items()}
         corrected = holm({task: found[task][2] for task in results})
         whole = {row: p for row, (_, _, p) in found.items() if row not in results}  # one test, nothing to correct
-        report.say(f"## {other} against {first}, over the same problems", what_differs(other, found, corrected | whole))
+        shown = {row: reach(bounds, len(results) if row in results else 1) for row, (_, bounds, _) in found.items()}
+        said = what_differs(other, found, corrected | whole, shown)
+        report.say(f"## {other} against {first}, over the same problems", said)
         rows = [["benchmark", f"{other} minus {first}", "p", "p, Holm", "would show"]]
         for row, (difference, bounds, p) in found.items():
-            tests = [number(p, ".2g"), number(corrected.get(row), ".2g"), number(100 * reach(bounds), ".1f")]
+            tests = [number(p, ".2g"), number(corrected.get(row), ".2g"), number(100 * shown[row], ".1f")]
             rows.append([label(results, row), percent(difference, bounds, signed=True), *tests])
         report.table(f"{other} minus {first}", rows)
         report.say(
             "Percentage points with 95 % intervals. p: permutation test that flips the sign of problems' differences; "
-            "Holm: corrected for the number of benchmarks. Would show: the true difference found four times in five."
+            "Holm: corrected for the number of benchmarks. Would show: the true difference found so four times in five."
         )
 
 
@@ -243,7 +267,7 @@ def add_clean(report: Report, results: Results, track: str, asked: Path | None) 
         ValueError: a manifest that was asked for says nothing of these benchmarks.
     """
     path = asked or MANIFEST
-    manifest = json.loads(path.read_text()) if asked or path.exists() else {}
+    manifest = read_json(path, "settings") if asked or path.exists() else {}
     parts = manifest.get("contamination", {})
     results = {task: models for task, models in results.items() if task in parts}
     if not results:
@@ -354,13 +378,15 @@ def add_training(report: Report, run: Path, by_step: dict[int, dict], config: Di
 
 def add_examples(report: Report, folder: Path, count: int = 3) -> None:
     """Add graded samples of some problems of an evaluation, right ones first."""
-    task, path = next(iter(sample_files(folder).items()))
-    pairs = zip(read_samples(path, task), read_lines(folder / f"{task}.grades.jsonl")[0], strict=False)
+    path = next(path for path in sorted(folder.glob(f"*{ENDING}")))
+    grades = path.with_name(path.name.replace(ENDING, ".grades.jsonl"))
+    pairs = zip(read_samples(path), read_lines(grades)[0], strict=False)
     pairs = sorted((pair for pair in pairs if pair[0]["sample"] == 0), key=lambda pair: -pair[1]["rule"])
     report.say("## Responses of the last model")
     for sample, grade in pairs[:count]:
         problem = (sample["prompt"] or "").split("\n")[0]
-        text = f"{problem}\n{sample['response'][-300:]}\n({grade['reason']}, answer {sample['answer']})"
+        response = sample["response"][-300:].encode(errors="replace").decode()  # half a character may be in it
+        text = f"{problem}\n{response}\n({grade['reason']}, answer {sample['answer']})"
         report.say("\n".join(f"    {line}" for line in text.splitlines()))
 
 
@@ -384,6 +410,7 @@ def write(
     if scores:
         results, track = comparable(scores), next(iter(scores.values()))["track"]
         add_scores(report, results, track, is_run=bool(alone and checkpoints(alone)))
+        add_protocol(report, scores)
         if left := {task for given in scores.values() for task in given["tasks"]} - results.keys():
             report.say(f"Left out, since not every model has them: {listed(sorted(left))}.")
         add_differences(report, results, track)
@@ -398,7 +425,7 @@ def write(
         if any(map(has_training, by_step.values())):
             add_training(report, run, by_step, OmegaConf.load(run / "config.yaml"))
     last = list(found.values())[-1:]
-    if last and any(last[0].glob("*.grades.jsonl")):  # scores.json may be all that was kept
+    if last and any(last[0].glob(f"*{ENDING}")):  # scores.json may be all that was kept
         add_examples(report, last[0])
     report.write()
     return report.folder

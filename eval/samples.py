@@ -28,7 +28,10 @@ def sample_files(folder: Path) -> dict[str, Path]:
     names = {task.lower(): task for task in BENCHMARKS}
     for path in sorted(folder.glob("*.jsonl")):
         if match := RELEASED.fullmatch(path.name):
-            files[names.get(match[1].lower(), match[1])] = path
+            task = names.get(match[1].lower(), match[1])
+            if task in files:
+                raise ValueError(f"{folder}: {files[task].name} and {path.name} are both of {task}; keep one")
+            files[task] = path
     if not files:
         raise ValueError(f"{folder}: has no *{ENDING} and no *-MNT*.jsonl of the release; run eval.generate first")
     order = list(BENCHMARKS)
@@ -65,9 +68,9 @@ def read_samples(path: Path, task: str | None = None) -> list[dict]:
         if records and "example_id" in records[0]:
             records = [ours(task, record) for record in records]
         keys = Counter((record["problem_id"], record["seed"], record["sample"]) for record in records)
-        fields = {"answer", "response"}.issubset
-        if not all(map(fields, records)):
-            raise KeyError("answer or response")
+        for field, kinds in (("answer", str), ("response", str), ("prompt", (str, type(None)))):
+            if not all(isinstance(record[field], kinds) for record in records):
+                raise KeyError(f"{field} as text")
     except KeyError as error:
         raise ValueError(f"{path}: a sample lacks {error}; is it a samples file?") from error
     samples = Counter((problem, sample if sample is not None else seed) for problem, seed, sample in keys.elements())
@@ -101,4 +104,15 @@ def repair(path: Path) -> int:
 
 def format_line(record: dict) -> str:
     """Return a record as one JSON line."""
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json.dumps(record) + "\n"  # in ASCII: a model may write half a character
+
+
+def read_json(path: Path, *keys: str) -> dict:
+    """Read a JSON object that has these keys; ValueError with the path if it is missing, torn or another."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: missing or torn ({error})") from error
+    if not isinstance(value, dict) or not set(keys) <= value.keys():
+        raise ValueError(f"{path}: is no object with {', '.join(keys)}")
+    return value

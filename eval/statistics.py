@@ -124,13 +124,6 @@ def paired_mean_difference(
     return mean, bounds, float((1 + as_far) / (1 + RESAMPLES))
 
 
-def paired_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, tuple[float, float], float]:
-    """Return the mean difference of two models over the same problems, its 95 % interval and p-value."""
-    return paired_mean_difference([(before, after)])
-
-
 def sampling_error(per_problem: np.ndarray, samples: int) -> float:
-    """Return the standard error of avg@N over these very problems: that of drawing samples alone; NaN of one sample."""
-    if samples < 2:
-        return math.nan
+    """Return the standard error of avg@N over these very problems: that of drawing samples alone; two or more."""
     return float(np.sqrt(np.sum(per_problem * (1 - per_problem) / (samples - 1))) / len(per_problem))

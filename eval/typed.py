@@ -5,6 +5,7 @@ or in order, intervals with their ends, both values of a plus-minus, text by its
 formulas by math-verify in a walled worker. Hedges, chains and several answers do not pass. What is added here is the
 tolerance of a measured number.
 
+    >>> from data_prep.golds import read
     >>> judge(r"\boxed{4.5\times 10^{33}}", "4.5e33", read("4.5e33"))
     ('equivalent', '4.5\\times 10^{33}')
 """
@@ -12,12 +13,10 @@ tolerance of a measured number.
 from dataclasses import asdict, replace
 from decimal import Decimal
 
-from data_prep.golds import Reading, read
+from data_prep.golds import Reading
 from reward import robust
-from reward.comparison import RIGHT
 
-__all__ = ["RELATIVE_TOLERANCE", "RIGHT", "VERSION", "judge", "read"]
-
+RIGHT = robust.comparison.RIGHT
 VERSION = 1  # raise it whenever an outcome may change: caches of grades go by it
 # Of a decimal or a number in scientific notation that is not known to be rounded; those stand for half a unit of
 # their last digit (`Reading.tolerance`).

@@ -28,7 +28,9 @@ def write_samples(folder, task, responses, samples=2, answer="4"):
             record = {"task": task, "problem_id": f"{task}-{i // samples}", "sample": i % samples, "seed": i}
             record |= {"prompt": "p", "answer": answer, "response": text, "tokens": 5 + i, "finish_reason": "stop"}
             file.write(json.dumps(record) + "\n")
-    (folder / f"{task}.meta.json").write_text(json.dumps({"model": "m"}))
+    count = -(-len(responses) // samples)
+    settings = {"model": "m", "problem_count": count, "prompt": "evaluation", "temperature": 0.7, "top_p": 0.9}
+    (folder / f"{task}.meta.json").write_text(json.dumps(settings | {"max_tokens": 31744}))
 
 
 def graded(folder, **options):
@@ -106,8 +108,9 @@ def test_duplicate_and_foreign_lines_are_refused(tmp_path):
         read_samples(path)
 
 
-def test_the_releases_files_are_read(tmp_path):
+def test_the_releases_files_are_read(tmp_path, monkeypatch):
     path = tmp_path / "aime24_t0.7_p0.9_n2-MNT31744.jsonl"
+    monkeypatch.setitem(BENCHMARKS, "AIME24", BENCHMARKS["AIME24"]._replace(problems=2))
     overlay = [(0, 7, r"\boxed{204}"), (1, 7, r"\boxed{113}"), (0, 8, "no"), (1, 8, r"\boxed{113}.")]
     lines = [{"example_id": i, "prompt": "p", "answer": "204" if i == 0 else "113"} for i, _, _ in overlay]
     lines = [line | {"seed": seed, "response": text} for line, (_, seed, text) in zip(lines, overlay, strict=True)]
@@ -127,13 +130,45 @@ def test_the_releases_files_are_read(tmp_path):
     path.write_text(path.read_text() + json.dumps(lines[0]) + "\n")
     with pytest.raises(ValueError, match="sample 7 of problem AIME24-0 is there 2 times"):
         read_samples(path, "AIME24")
+    path.with_name("aime24_t0.1_p0.9_n2-MNT31744.jsonl").write_text("")
+    with pytest.raises(ValueError, match="are both of AIME24; keep one"):
+        sample_files(tmp_path)
+
+
+def test_samples_of_too_few_problems_are_refused(tmp_path):
+    """As after a request that failed: the mean over the others would be another benchmark's."""
+    write_samples(tmp_path, "t", [r"\boxed{4}"] * 3, samples=1)
+    path = tmp_path / "t.samples.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(ValueError, match=r"has samples of 2 problems of 3; run eval\.generate again"):
+        graded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"answer": 4}, "lacks 'answer as text'"), ({"response": None}, "response as text"), ({"prompt": [1]}, "prompt")],
+)
+def test_what_is_no_text_is_refused(tmp_path, changed, message):
+    write_samples(tmp_path, "t", ["a"], samples=1)
+    path = tmp_path / "t.samples.jsonl"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed) + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_samples(path)
+
+
+def test_half_a_character_survives_the_file(tmp_path):
+    write_samples(tmp_path, "t", ["\ud83d \\boxed{4\ud83d}"], samples=1)
+    (record,) = read_samples(tmp_path / "t.samples.jsonl")
+    assert record["response"].startswith("\ud83d")
+    assert graded(tmp_path)["tasks"]["t"]["avg"] == 0
 
 
 def test_samples_of_other_settings_are_not_mixed(tmp_path):
     settings = {"model": "m", "revision": None, "weights": None, "endpoint": False, "problems": "d"}
     settings |= {"prompt": "training", "temperature": 0.7, "top_p": 0.9, "max_tokens": 8, "base_seed": 0}
     path = tmp_path / "t.meta.json"
-    check_fingerprint(path, settings)
+    with pytest.raises(ValueError, match="missing or torn"):
+        check_fingerprint(path, settings)
     path.write_text(json.dumps(settings))
     check_fingerprint(path, settings)
     with pytest.raises(ValueError, match=r"made with temperature=0\.7, not 1\.0"):

@@ -172,8 +172,9 @@ def test_a_served_model_samples_and_judges(server, judge, tmp_path):
         if line["sample"] == 0 and int(line["problem_id"]) < 40:
             line["response"] = rf"\boxed{{{line['answer']}}}"
     (tmp_path / "test.samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    status, _, errors = command("grade", tmp_path, "--judge", "judge", "--endpoint", server, "--audit", 1)
+    status, output, errors = command("grade", tmp_path, "--judge", "judge", "--endpoint", server, "--audit", 1)
     assert status == 0, errors
+    assert "  test: avg@2 " in output, "the log has the engines' output alone"
     scores = json.loads((tmp_path / "scores.json").read_text())
     task = scores["tasks"]["test"]
     assert task["judged"]["audited"] >= 40

@@ -189,9 +189,27 @@ def test_holms_correction():
 def test_the_reach_is_that_of_a_test_at_80_percent_power():
     rng = np.random.default_rng(0)
     problems, deviation = 400, 0.3
-    shift = report.reach((-1.96 * deviation / math.sqrt(problems), 1.96 * deviation / math.sqrt(problems)))
+    shift = report.reach((-1.96 * deviation / math.sqrt(problems), 1.96 * deviation / math.sqrt(problems)), tests=1)
     means = rng.normal(shift, deviation, (5000, problems)).mean(axis=1)
     assert np.mean(means > 1.96 * deviation / math.sqrt(problems)) == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_reach_counts_the_tests_that_holm_corrects_for():
+    """Of nine tests the first needs p < 0.05 / 9, which is 2.77 standard errors instead of 1.96."""
+    assert report.reach((-0.0196, 0.0196), 9) / report.reach((-0.0196, 0.0196), 1) == pytest.approx(
+        3.61 / 2.80, abs=0.01
+    )
+
+
+def test_another_protocol_and_the_judge_are_named(tmp_path, no_pictures):
+    folder = evaluation(tmp_path / "a", "a", {"AIME24": [0, 1, 1]})
+    scores = json.loads((folder / "scores.json").read_text())
+    scores["protocol"] = {"AIME24": {"prompt": "training", "temperature": 0.7, "top_p": 0.9, "max_tokens": 64}}
+    (folder / "scores.json").write_text(json.dumps(scores | {"judge": {"model": "some/judge", "audit": 0.05}}))
+    report.write([folder])
+    text = (folder / "report.md").read_text()
+    assert "a was not sampled by the paper's protocol: max_tokens=64 and prompt=training." in text
+    assert "Judge of a: some/judge." in text
 
 
 def test_the_published_means_recompute_from_the_published_rows():
@@ -259,7 +277,9 @@ def test_what_cannot_be_compared_is_one_error(tmp_path, no_pictures):
         report.write([first, evaluation(tmp_path / "b", "b", {"AIME24": [0, 1]})], tmp_path / "out")
     with pytest.raises(ValueError, match="a and c have no benchmark in common"):
         report.write([first, evaluation(tmp_path / "c", "c", {"AMC23": [0, 1, 1]})], tmp_path / "out")
-    (first / "scores.json").write_text(json.dumps({"tasks": {"AIME24": {"avg": 0.5}}}))
+    (first / "scores.json").write_text(
+        json.dumps({"model": "a", "track": "official", "tasks": {"AIME24": {"avg": 0.5}}})
+    )
     with pytest.raises(ValueError, match="grade again"):
         report.write([first])
 
