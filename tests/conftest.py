@@ -1,5 +1,6 @@
 """Shared paths, imported Python to fork runs from, and the data folder that only some machines have."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -19,8 +20,11 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def demo_data() -> None:
-    """The demo's data and model, made by the run's own command."""
-    subprocess.run(["./run_justrl.sh", "demo", "--only", "data"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    """The demo's data and model, made by the run's own command; another worker of pytest waits until they are there."""
+    (ROOT / "outputs").mkdir(exist_ok=True)
+    with open(ROOT / "outputs" / ".test-data.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["./run_justrl.sh", "demo", "--only", "data"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def warm_command(socket: str) -> list[str]:

@@ -50,7 +50,7 @@ def main() -> None:
         arrays = {name: np.array([value], dtype=object) for name, value in others.items()}
         return DataProto.from_dict(tensors=tensors, non_tensors=arrays)
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     batches = [batch(text) for text in RESPONSES]
     found = []
     for config in configs:

@@ -17,7 +17,7 @@ from recipe.resume import read_metrics
 from tests.conftest import ROOT
 from tests.test_processes import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 SECONDS = 900
 
 
