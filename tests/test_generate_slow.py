@@ -13,6 +13,7 @@ import pytest
 
 from data_prep.benchmarks import BENCHMARKS
 from tests.conftest import ROOT
+from tests.test_eval import write_samples
 from tests.test_processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
@@ -191,8 +192,7 @@ def test_a_served_model_samples_and_judges(server, judge, tmp_path):
 
 
 def test_a_judge_that_is_not_there_or_too_small(judge, tmp_path):
-    record = {"task": "t", "problem_id": "t-0", "sample": 0, "seed": 0, "prompt": "p", "answer": "4", "response": "no"}
-    (tmp_path / "t.samples.jsonl").write_text(json.dumps(record | {"tokens": 1, "finish_reason": "stop"}) + "\n")
+    write_samples(tmp_path, "t", ["no"], samples=1)
     status, _, errors = command("grade", tmp_path, "--judge", "models/absent")
     assert (status, errors) == (2, "eval.grade: model models/absent: no such folder\n")
     small = tmp_path / "small"
