@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data_prep import contamination
 from data_prep.benchmarks import read_problems
-from data_prep.command import run
+from data_prep.command import positive, run
 from data_prep.distinct import distinct_rows
 from data_prep.files import sha256
 from data_prep.normalise import canonical
@@ -262,13 +262,6 @@ def summarise(output: Path, found: dict, repeat: int) -> None:
         print("  not compared with the benchmarks; name their prepared folder with --benchmarks")
     if "over_long" in found:
         print(f"  prompts over {PROMPT_LIMIT:,} tokens, which the trainer drops: {found['over_long']['count']}")
-
-
-def positive(text: str) -> int:
-    """Parse a count of at least 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def main() -> None:

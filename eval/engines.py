@@ -14,11 +14,10 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from recipe.compose import device
+from recipe.processes import python_path
 
-ROOT = Path(__file__).resolve().parent.parent
 TRIES = 3  # of one request, and starts of one engine
 IN_FLIGHT = 256  # requests at one engine; vLLM's default of max_num_seqs
 CPU_KV_CACHE_BYTES = 256 * 2**20
@@ -180,9 +179,7 @@ def engine_options(model: str, length: int, tensor_parallel: int = 1) -> dict:
 
 
 @contextlib.asynccontextmanager
-async def ray_engines(
-    options: dict, sampling: dict, workers: int | None, actor_class: type = Engine
-) -> AsyncIterator[list[RayEngine]]:
+async def ray_engines(options: dict, sampling: dict, workers: int | None) -> AsyncIterator[list[RayEngine]]:
     """Start engines on the Ray cluster that RAY_ADDRESS names, or on this machine alone, and yield them ready.
 
     Raises:
@@ -201,13 +198,11 @@ async def ray_engines(
         if not cpu and gpus < (workers or 1) * each:
             raise ValueError(f"Ray has {gpus} GPUs; {workers or 1} workers of {each} need more: lower --workers")
         workers = workers or (1 if cpu else gpus // each)
-        threads = max(1, os.cpu_count() // workers)
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "WARNING"}
+        variables = {"PYTHONPATH": python_path(), "VLLM_LOGGING_LEVEL": "WARNING"}
         if cpu:
             variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-            variables |= {"OMP_NUM_THREADS": str(threads)}
-        remote = ray.remote(actor_class).options(
+            variables |= {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // workers))}
+        remote = ray.remote(Engine).options(
             **({"num_cpus": 1} if cpu else {"num_gpus": each}),
             max_restarts=TRIES - 1,
             max_concurrency=2 * IN_FLIGHT,

@@ -23,13 +23,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
 from data_prep.benchmarks import BENCHMARKS
+from data_prep.command import positive, within
 from data_prep.command import run as run_command
 from data_prep.files import sha256, write_text_whole
 from data_prep.parquet import read_rows
@@ -290,34 +291,18 @@ def run(args: argparse.Namespace) -> int:
         return int(bool(failed))
 
 
-def positive(text: str) -> int:
-    """Parse a count of at least 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def within(low: float, high: float) -> Callable[[str], float]:
-    """Return a parser of numbers from `low` to `high`."""
-
-    def number(text: str) -> float:
-        if not low <= float(text) <= high:
-            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}")
-        return float(text)
-
-    return number
-
-
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says where a model runs."""
     parser.add_argument("--revision", help="of a hub id: a commit, branch or tag")
     parser.add_argument("--workers", type=positive, help="engines (default: one on every GPU, or one on a CPU)")
     parser.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs of one engine, on one node")
-    served = (
-        "of an OpenAI-compatible server; repeatable. Start vLLM's with --generation-config vllm: by default it adds"
+    parser.add_argument(
+        "--endpoint",
+        action="append",
+        metavar="URL",
+        help="of an OpenAI-compatible server; repeatable. Start vLLM's with --generation-config vllm: else it adds "
+        "the model's own top-k and penalties to the protocol",
     )
-    served += " the model's own top-k and penalties to the protocol"
-    parser.add_argument("--endpoint", action="append", metavar="URL", help=served)
 
 
 def main() -> int:

@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from data_prep.benchmarks import BENCHMARKS
 from data_prep.command import run as run_command
+from data_prep.command import within
 from data_prep.files import sha256, write_text_whole
 from data_prep.golds import corrected, corrections
 from eval import judge, official, typed
-from eval.generate import add_engine_arguments, one_driver, within
+from eval.generate import add_engine_arguments, one_driver
 from eval.samples import ENDING, format_line, read_json, read_lines, read_samples, sample_files
 from eval.statistics import distinct_n, interval, majority, mean_interval, pass_at_k, powers_of_two
 from recipe.preflight import check_model
@@ -102,7 +103,8 @@ def grade(records: list[dict], task: str, cache: Cache) -> list[dict]:
         kept = {name: record.get(name) for name in ("task", "problem_id", "sample", "tokens", "finish_reason")}
         shown = judge.final_part(response, answers[TYPED] or "")
         kept |= {"question": judge.Question(record["prompt"] or "", gold, shown), "keys": keys}
-        kept["vote"] = None if answers[TRACK] is None else answers[TRACK][: official.MAX_CHARACTERS]
+        kept["answer"] = None if answers[TRACK] is None else answers[TRACK][: official.MAX_CHARACTERS]
+        kept["vote"] = None if answers[TRACK] is None else official.normal(kept["answer"])
         made.append(kept)
     cache.fill(wanted, lambda compute, *arguments: compute(*arguments)[0], task)
     for kept in made:
@@ -165,10 +167,7 @@ def track_scores(problems: dict[str, list[dict]], track: str) -> dict:
     each = len(next(iter(problems.values())))
     shares = np.array([count / each for count in counts.values()])
     votes = [
-        majority(
-            [None if kept["vote"] is None else official.normal(kept["vote"]) for kept in samples],
-            [kept["right"][track] for kept in samples],
-        )
+        majority([kept["vote"] for kept in samples], [kept["right"][track] for kept in samples])
         for samples in problems.values()
     ]
     return {
@@ -237,7 +236,7 @@ def grade_lines(graded: Iterable[dict]) -> str:
         keys = {name: kept[name] for name in ("task", "problem_id", "sample")}
         keys |= {"rule": int(kept["right"][TRACK]), "reason": kept["outcomes"][TRACK]}
         keys |= {"typed": int(kept["right"][TYPED]), "typed_reason": kept["outcomes"][TYPED]}
-        lines.append(format_line(keys | {"judge": kept.get("verdict"), "answer": kept["vote"]}))
+        lines.append(format_line(keys | {"judge": kept.get("verdict"), "answer": kept["answer"]}))
     return "".join(lines)
 
 

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from recipe.compose import compose, device
 from recipe.preflight import CPUS_PER_RANK, files, ray_cpus_needed
+from recipe.processes import python_path
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("run_justrl.sh", "recipe", "reward", "data_prep", "eval")
@@ -106,7 +107,7 @@ def by_ray(wanted: dict, config: DictConfig) -> list[dict]:
     try:
         if port.isdigit():  # Ray itself would try for a minute and a half
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+        ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
         request_resources(bundles=[{"GPU": gpus, "CPU": gpus * CPUS_PER_RANK}] * count)
         end = time.monotonic() + float(os.environ.get("JUSTRL_WAIT_SECONDS", 10))
         while True:

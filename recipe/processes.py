@@ -121,6 +121,12 @@ def lock_holder(folder: Path) -> Holder:
     return Holder(False, "")
 
 
+def python_path() -> str:
+    """Return the PYTHONPATH by which a process on another node finds this repository, and what the caller's names."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of every descendant whose own parent ends, so that none escapes the record."""
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -26,7 +26,7 @@ from recipe import preflight
 from recipe.check import add_arguments, compare, flat, require_paper
 from recipe.compose import device
 from recipe.health import Warnings
-from recipe.processes import ProcessRecord, adopt_orphans, end_with_parent, run_lock
+from recipe.processes import ProcessRecord, adopt_orphans, end_with_parent, python_path, run_lock
 from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training, validation_accuracy
 from recipe.resume import (
     DISCARDED,
@@ -112,7 +112,7 @@ def attempt_path(config: DictConfig) -> Path:
 def fixed_environment(config: DictConfig) -> dict[str, str]:
     """Return the variables that every process of the run needs, wherever it runs."""
     return {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(),
         "VERL_FILE_LOGGER_PATH": str(attempt_path(config).resolve()),
         "TENSORBOARD_DIR": str((run_folder(config) / "tensorboard").resolve()),
         **wandb_environment(config, run_folder(config)),
