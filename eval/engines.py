@@ -29,6 +29,10 @@ class RequestFailed(Exception):
     """One request cannot be answered; the engine lives."""
 
 
+class Overflow(RequestFailed):
+    """A prompt is longer than the model's context: no use trying again."""
+
+
 class EngineLost(Exception):
     """An engine died; its requests can go to another."""
 
@@ -153,7 +157,8 @@ class Endpoint:
         except self.openai.APIConnectionError as error:  # or it would fail the whole queue, faster than others answer
             raise EngineLost(f"{self.client.base_url}: {error}") from error
         except self.openai.OpenAIError as error:
-            raise RequestFailed(str(error)) from error
+            kind = Overflow if "context length" in str(error) else RequestFailed  # vLLM's words, and OpenAI's
+            raise kind(str(error)) from error
         choice, usage = answer.choices[0], answer.usage
         tokens = usage.completion_tokens if usage else None
         return {"response": choice.message.content or "", "tokens": tokens, "finish_reason": choice.finish_reason}
@@ -215,7 +220,9 @@ async def ray_engines(options: dict, sampling: dict, workers: int | None) -> Asy
         ray.shutdown()
 
 
-async def answer_all(records: list[dict], engines: list, done: Callable[[dict, dict], None]) -> list[str]:
+async def answer_all(
+    records: list[dict], engines: list, done: Callable[[dict, dict], None]
+) -> list[tuple[dict, RequestFailed]]:
     """Have engines answer every record, and call `done(record, result)` for each as it is finished.
 
     Args:
@@ -223,7 +230,7 @@ async def answer_all(records: list[dict], engines: list, done: Callable[[dict, d
         engines: objects whose `generate(record)` returns a result, or raises RequestFailed or EngineLost.
 
     Returns:
-        A reason for each record that failed TRIES times.
+        The records that failed TRIES times or overflow, each with why.
 
     Raises:
         RuntimeError: every engine is lost.
@@ -243,10 +250,10 @@ async def answer_all(records: list[dict], engines: list, done: Callable[[dict, d
                 lost.append(str(error))
                 return
             except RequestFailed as error:
-                if tried < TRIES:
+                if tried < TRIES and not isinstance(error, Overflow):
                     waiting.put_nowait((record, tried + 1))
                 else:
-                    failed.append(str(error))
+                    failed.append((record, error))
             finally:
                 waiting.task_done()
 

@@ -249,8 +249,8 @@ def plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict]]:
     return missing, settings
 
 
-async def generate(records: list[dict], settings: dict, args, length: int, terminal) -> list[str]:
-    """Have every record answered, its sample appended to its task's file at once; return the reasons of failures."""
+async def generate(records: list[dict], settings: dict, args, length: int, terminal) -> list[tuple]:
+    """Have every record answered, its sample appended to its task's file at once; return what `answer_all` does."""
     sampling = {name: getattr(args, name) for name in ("temperature", "top_p", "max_tokens")}
     async with started_engines(args, length, sampling) as (engines, described):
         for task, values in settings.items():
@@ -287,7 +287,7 @@ def run(args: argparse.Namespace) -> int:
         with output_into(log_path, "eval.generate") as terminal:
             failed = asyncio.run(generate(missing, settings, args, length, terminal))
         if failed:
-            print(f"  {len(failed)} samples failed: {failed[0][:300]}; the same command tries them again")
+            print(f"  {len(failed)} samples failed: {str(failed[0][1])[:300]}; the same command tries them again")
         return int(bool(failed))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.prompt import BOXED_SENTENCE
-from eval.engines import answer_all
+from eval.engines import Overflow, answer_all
 from eval.generate import Progress, output_into, started_engines, tokenize, weights_digest
 from eval.samples import format_line, read_lines, repair
 
@@ -104,7 +104,7 @@ def ask(questions: Iterable[Question], folder: Path, args) -> dict[Question, str
         for record in overflowing:
             note(record["question"], "overflow")
 
-        async def run(terminal) -> list[str]:
+        async def run(terminal) -> list[tuple]:
             sampling = {"temperature": 0.0, "max_tokens": REPLY_TOKENS}
             async with started_engines(args, window, sampling) as (engines, _):
                 progress = Progress(len(fitting), terminal)
@@ -117,7 +117,12 @@ def ask(questions: Iterable[Question], folder: Path, args) -> dict[Question, str
 
         print(f"  {len(fitting)} questions to {args.model}, the engines' output in {folder}/judge.log", flush=True)
         with output_into(folder / "judge.log", "eval.grade") as terminal:
-            failed = asyncio.run(run(terminal))
+            failed = []
+            for record, error in asyncio.run(run(terminal)):
+                if isinstance(error, Overflow):  # of a server, whose context is not known here
+                    note(record["question"], "overflow")
+                else:
+                    failed.append(str(error))
             if failed:
                 raise RuntimeError(f"{len(failed)} questions failed, such as by {failed[0][:300]}; ask them again")
     return known

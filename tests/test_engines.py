@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from eval import engines
-from eval.engines import TRIES, Endpoint, EngineLost, RequestFailed, answer_all
+from eval.engines import TRIES, Endpoint, EngineLost, Overflow, RequestFailed, answer_all
 
 RECORDS = [{"seed": i, "prompt": "p"} for i in range(600)]
 
@@ -30,7 +30,7 @@ def answer(served, records=RECORDS):
     """Return the seeds that were answered, in order, and the failures."""
     done = []
     failed = asyncio.run(answer_all(records, served, lambda record, result: done.append(result["tokens"])))
-    return sorted(done), failed
+    return sorted(done), [str(error) for _, error in failed]
 
 
 def test_every_record_is_answered_once_and_all_engines_work():
@@ -46,16 +46,17 @@ def test_a_lost_engines_records_go_to_another():
         answer([Answering(lambda record: EngineLost("gone"))])
 
 
-def test_a_failing_record_is_tried_again_and_then_named():
+@pytest.mark.parametrize(("error", "most"), [(RequestFailed, TRIES), (Overflow, 1)])
+def test_a_failing_record_is_tried_again_where_that_may_help_and_then_named(error, most):
     tries = []
 
     def fault(record):
         if record["seed"] == 7:
             tries.append(1)
-            return RequestFailed("too long")
+            return error("too long")
 
     assert answer([Answering(fault)]) == ([i for i in range(600) if i != 7], ["too long"])
-    assert len(tries) == TRIES
+    assert len(tries) == most
 
 
 def test_what_the_caller_raises_ends_it():

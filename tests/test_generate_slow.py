@@ -172,6 +172,7 @@ def test_a_served_model_samples_and_judges(server, judge, tmp_path):
     for line in lines:
         if line["sample"] == 0 and int(line["problem_id"]) < 40:
             line["response"] = rf"\boxed{{{line['answer']}}}"
+    lines[-1]["prompt"], lines[-1]["response"] = "7 + 7 = " * 10_000, "no box"  # more than the judge's context
     (tmp_path / "test.samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     status, output, errors = command("grade", tmp_path, "--judge", "judge", "--endpoint", server, "--audit", 1)
     assert status == 0, errors
@@ -179,6 +180,7 @@ def test_a_served_model_samples_and_judges(server, judge, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     task = scores["tasks"]["test"]
     assert task["judged"]["audited"] >= 40
+    assert task["judged"]["overflow"] == 1
     assert task["judged"]["A"] / task["judged"]["graded"] > 0.9, "it learned to say A"
     assert sum(task["judged"][name] for name in ("A", "B", "C", "unparsed", "overflow")) == task["judged"]["graded"]
     alone, together = (scores["means"][track]["avg"] for track in ("official", "official+judge"))
