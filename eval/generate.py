@@ -45,8 +45,9 @@ PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
 DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's
 SAY_EVERY_SECONDS = 20.0  # where there is no terminal for a bar
 RECORD_SECONDS = 2.0  # between looks at which processes were started
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # weights, configs, tokenizer, template
 # Settings that decide what a sample is: a folder made with others is not mixed with these.
-FINGERPRINTED = ("model", "revision", "weights", "endpoint", "problems", "prompt", "temperature", "top_p", "max_tokens")
+FINGERPRINTED = ("model", "revision", "files", "endpoint", "problems", "prompt", "temperature", "top_p", "max_tokens")
 FINGERPRINTED += ("base_seed",)
 
 
@@ -101,10 +102,10 @@ def digest(parts: list[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def weights_digest(model: str) -> str | None:
-    """Return a digest of a local model's weights, since a folder can hold others tomorrow; None for a hub id."""
-    files = sorted(Path(model).glob("*.safetensors"))
-    return digest([sha256(path) for path in files]) if files else None
+def model_digest(model: str) -> str | None:
+    """Return a digest of a local model's files, since a folder can hold others tomorrow; None for a hub id."""
+    files = sorted(path for path in Path(model).glob("*") if path.suffix in MODEL_FILES)
+    return digest([text for path in files for text in (path.name, sha256(path))]) if files else None
 
 
 @contextlib.contextmanager
@@ -227,7 +228,7 @@ def plan(args: argparse.Namespace) -> tuple[list[dict], dict[str, dict]]:
         if task not in files:
             raise ValueError(f"unknown task '{task}'; {args.bench} has {', '.join(files)}")
     shared = {name: getattr(args, name, None) for name in FINGERPRINTED}
-    shared |= {"endpoint": bool(args.endpoint), "weights": weights_digest(args.model)}
+    shared |= {"endpoint": bool(args.endpoint), "files": model_digest(args.model)}
     missing, settings = [], {}
     for task in tasks:
         path = args.output / f"{task}{ENDING}"

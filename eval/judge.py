@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from data_prep.prompt import BOXED_SENTENCE
 from eval.engines import Overflow, answer_all
-from eval.generate import Progress, output_into, started_engines, tokenize, weights_digest
+from eval.generate import Progress, model_digest, output_into, started_engines, tokenize
 from eval.samples import format_line, read_lines, repair
 
 DEFAULT = "opencompass/CompassVerifier-3B"
@@ -83,7 +83,7 @@ def ask(questions: Iterable[Question], folder: Path, args) -> dict[Question, str
     Raises:
         ValueError: the judge's context does not hold a single question.
     """
-    path, judge = folder / "judgements.jsonl", [args.model, args.revision, weights_digest(args.model), PROMPT_VERSION]
+    path, judge = folder / "judgements.jsonl", [args.model, args.revision, model_digest(args.model), PROMPT_VERSION]
     repair(path)
     listed = read_lines(path)[0] if path.exists() else []
     known = {Question(*line["question"]): line["verdict"] for line in listed if line["judge"] == judge}

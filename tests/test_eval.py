@@ -9,7 +9,7 @@ import pytest
 from data_prep.benchmarks import BENCHMARKS, benchmark_row, read_pairs
 from data_prep.golds import corrected, corrections, read
 from eval import grade, judge, typed
-from eval.generate import check_fingerprint, digest, sample_seed, wanted_samples
+from eval.generate import check_fingerprint, digest, model_digest, sample_seed, wanted_samples
 from eval.samples import read_samples, repair, sample_files
 
 
@@ -164,7 +164,7 @@ def test_half_a_character_survives_the_file(tmp_path):
 
 
 def test_samples_of_other_settings_are_not_mixed(tmp_path):
-    settings = {"model": "m", "revision": None, "weights": None, "endpoint": False, "problems": "d"}
+    settings = {"model": "m", "revision": None, "files": None, "endpoint": False, "problems": "d"}
     settings |= {"prompt": "training", "temperature": 0.7, "top_p": 0.9, "max_tokens": 8, "base_seed": 0}
     path = tmp_path / "t.meta.json"
     with pytest.raises(ValueError, match="missing or torn"):
@@ -173,6 +173,17 @@ def test_samples_of_other_settings_are_not_mixed(tmp_path):
     check_fingerprint(path, settings)
     with pytest.raises(ValueError, match=r"made with temperature=0\.7, not 1\.0"):
         check_fingerprint(path, settings | {"temperature": 1.0})
+
+
+def test_a_folder_with_another_tokenizer_is_another_model(tmp_path):
+    for name in ("model.safetensors", "tokenizer.json", "README.md"):
+        (tmp_path / name).write_text("1")
+    before = model_digest(str(tmp_path))
+    (tmp_path / "README.md").write_text("2")
+    assert model_digest(str(tmp_path)) == before
+    (tmp_path / "tokenizer.json").write_text("2")
+    assert model_digest(str(tmp_path)) != before
+    assert model_digest("Qwen/Qwen2.5-1.5B") is None
 
 
 def benchmark_golds(folder: Path) -> list[tuple[str, str, str, str]]:
