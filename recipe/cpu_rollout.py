@@ -2,7 +2,8 @@
 
 import torch
 import vllm.model_executor.layers.utils as vllm_layers
-from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+from recipe.weight_transfer import WorkerExtension
 
 
 def keep_weight_unpacked(layer: torch.nn.Module, remove_weight: bool) -> None:
@@ -13,8 +14,8 @@ def keep_weight_unpacked(layer: torch.nn.Module, remove_weight: bool) -> None:
     layer.cpu_linear = torch.nn.functional.linear
 
 
-class CPUWorkerExtension(vLLMColocateWorkerExtension):
-    """verl's worker extension, which leaves every linear layer as it was loaded.
+class CPUWorkerExtension(WorkerExtension):
+    """The run's worker extension, which leaves every linear layer as it was loaded.
 
     Named by `rollout.engine_kwargs.vllm.worker_extension_cls`; vLLM builds it before the model.
     """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,34 @@ def test_a_failing_run_names_its_cause(warm_python):
     assert "training failed: ValueError" in done.stderr
     assert "KV cache" in done.stderr
     assert len(done.stderr.splitlines()) == 2, "the cause and the log's path, not 300 lines"
+
+
+def test_of_two_runs_at_once_one_survives_the_others_lost_engine(warm_python):
+    """The engine is killed while the actor learns: then nobody speaks to it until it is to have new weights."""
+    names = ("test_lost", "test_kept")
+    short = ["trainer.total_training_steps=30", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+    short += ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
+    short += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8"]
+    runs = []
+    for name in names:
+        experiment(name)
+        train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={name}", *short]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        runs.append(subprocess.Popen(train, cwd=ROOT, env=warm_python, **pipes))
+    lost, kept = runs
+    wait_until(lambda: 12 in read_metrics(ROOT / "outputs/test_lost/metrics.jsonl"), SECONDS)
+    log = (ROOT / "outputs/test_lost/train.log").read_text(errors="replace")
+    server, worker = (
+        psutil.Process(int(re.findall(rf"\({name} pid=(\d+)", log)[-1])) for name in ("vLLMHttpServer", "WorkerDict")
+    )
+    wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), SECONDS)
+    server.kill()
+    output, _ = lost.communicate(timeout=SECONDS)
+    assert lost.returncode == 1, output
+    assert "training failed: ray.exceptions.ActorDiedError" in output
+    output, _ = kept.communicate(timeout=SECONDS)
+    assert kept.returncode == 0, output
+    assert max(read_metrics(ROOT / "outputs/test_kept/metrics.jsonl")) == 30
 
 
 def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, tmp_path):
