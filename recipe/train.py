@@ -74,7 +74,7 @@ CPU_ENVIRONMENT = {
 }
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):  # as KeyboardInterrupt: OmegaConf dresses up every Exception that crosses it
     """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
