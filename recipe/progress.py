@@ -9,7 +9,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PREFIX = re.compile(r"^(?:\((?:\w+ )?pid=[^)]*\) |(?:ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] )+")
 ERROR_LINE = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit))(?:\(.*?\))?: (\S.*)")
 # Wrappers that repeat another process's error.
-WRAPPERS = ("RayTaskError", "ActorDiedError", "EngineDeadError", "Error executing job")
+WRAPPERS = ("RayTaskError", "ActorDiedError", "Error executing job")
 SMOOTHED_STEPS = 5
 REWARD = "critic/score/mean"
 WARNING = "warning: "  # begins a line of `recipe.health` in the log, which is no cause of a failure

@@ -33,7 +33,7 @@ def test_the_cause_is_the_first_error_that_is_no_wrapper(tmp_path):
         + "\x1b[36m(TaskRunnerV1 pid=1)\x1b[0m x.py:32: UserWarning: no engine: ModuleNotFoundError('titan')\n"
         + "\x1b[36m(vLLMHttpServer pid=2)\x1b[0m (EngineCore pid=3) ERROR 11-22 10:11:56 [core.py:1346] "
         + "ValueError: no memory for the cache\n"
-        + "\x1b[36m(vLLMHttpServer pid=2)\x1b[0m RuntimeError: Engine core initialization failed\n"
+        + "\x1b[36m(vLLMHttpServer pid=2)\x1b[0m EngineDeadError: EngineCore encountered an issue.\n"
         + "ray.exceptions.RayTaskError(RuntimeError): \x1b[36mray::TaskRunnerV1.run()\x1b[39m\n"
     )
     assert cause(log, offset=len(before)) == "ValueError: no memory for the cache"
@@ -55,3 +55,13 @@ def test_the_cause_of_a_killed_process_is_what_ray_says_of_it(tmp_path):
         "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task. "
         "(class_name: vLLMHttpServer)"
     )
+
+
+def test_the_cause_of_a_killed_engine_is_not_what_verl_misses(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text(
+        "(vLLMHttpServer pid=2) ERROR 11-26 14:40:08 [async_llm.py:744] "
+        "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.\n"
+        "RuntimeError: Sync replay buffer selected terminal groups with no materializable trajectories.\n"
+    )
+    assert cause(log) == "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
