@@ -7,6 +7,7 @@ added to the machine's own network and two such clusters can run side by side. N
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -163,6 +164,16 @@ class Slurm:
         """Kill a node and everything that runs on it, as a power cut would."""
         self.daemons[name].kill()
         self.daemons.pop(name).wait()
+
+    def move_node(self, name: str, address: str) -> None:
+        """Give a node that was ended another address, and tell Slurm as an administrator would."""
+        inside = f"{self.network}-{name}"
+        self.run("ip", "-n", inside, "addr", "flush", "dev", "eth0")
+        self.run("ip", "-n", inside, "addr", "add", f"{address}/24", "dev", "eth0")
+        for file, known in (("hosts", rf"\S+(?= {name}$)"), ("slurm.conf", rf"(?<=^NodeName={name} NodeAddr=)\S+")):
+            path = self.folder / file
+            path.write_text(re.sub(known, address, path.read_text(), flags=re.MULTILINE))
+        self.client("scontrol", "reconfigure")
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run a command to its end."""

@@ -109,6 +109,23 @@ def test_before_the_time_limit_it_saves_and_goes_back_into_the_queue(slurm, stub
     assert f"Slurm job {job} on n[1-2], requeued 1 times" in said
 
 
+def test_when_its_first_node_dies_the_job_is_requeued_and_finds_the_node_at_another_address(slurm, stub):  # noqa: F811
+    folder, _ = stub
+    job, out = submit(slurm, stub)
+    wait_until(lambda: (folder / "trained").exists(), seconds=60)
+    slurm.end_node("n1")
+    slurm.wait(job, "PENDING")  # by Slurm itself, when it has noticed
+    slurm.move_node("n1", "10.77.0.99")
+    (folder / "plan").write_text("0")
+    slurm.start_node("n1")
+    slurm.restart_now(job)
+    shown = slurm.wait(job, "COMPLETED", "FAILED")
+    assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1"), out.read_text()
+    addresses = re.findall(r"RAY_ADDRESS=(.*):", (folder / "trained").read_text())
+    assert addresses == ["10.77.0.11", "10.77.0.99"]
+    assert f"Slurm job {job} on n[1-2], requeued 1 times" in out.read_text()
+
+
 def test_other_versions_on_one_node_stop_the_job_before_anything_starts(slurm, stub):  # noqa: F811
     folder, _ = stub
     metadata = next(Path(sys.prefix).glob("lib/python*/site-packages/ray-*.dist-info/METADATA"))

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -83,24 +84,35 @@ def start(folder, env):
     return subprocess.Popen(train, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def raylet(folder):
-    """Return the run's raylet: the one that was started in the run's environment."""
-    raylets = [process for process in psutil.process_iter() if process.name() == "raylet"]
-    return next(one for one in raylets if one.environ().get("VERL_FILE_LOGGER_PATH", "").startswith(str(folder)))
+def victim(folder, kind, since):
+    """Return the living process of the run that a fault kills; None before it is there.
+
+    Its log is read from the byte `since`: before, other runs wrote, on Slurm with the process ids of another namespace.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if kind in LOGGED:
+            log = (folder / "train.log").read_bytes()[since:].decode(errors="replace")
+            pids = re.findall(rf"\({LOGGED[kind]} pid=(\d+)", log)
+            return psutil.Process(int(pids[-1])) if pids else None
+        for process in psutil.process_iter():  # of other runs there are raylets too
+            if process.name() == "raylet" and f"{folder}/" in process.environ().get("VERL_FILE_LOGGER_PATH", ""):
+                return process
+    return None
 
 
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+LOGGED = {"a killed vLLM engine": "EngineCore", "a lost worker": "WorkerDict"}  # to its name in train.log
+KILLED = [*LOGGED, "a killed raylet"]
 
 
-def strike(run, kind, folder):
-    """Do to a run what clusters do to runs, and wait until it has ended."""
-    if kind == "a killed raylet":
-        raylet(folder).kill()
+def strike(run, kind, folder, since):
+    """Do to a run, whose log begins at the byte `since`, what clusters do to runs; wait until it has ended."""
+    ballast = folder / "checkpoints" / "ballast"
+    if kind in KILLED:
+        wait_until(lambda: victim(folder, kind, since) or run.poll() is not None, SECONDS)
+        victim(folder, kind, since).kill()
     elif kind == "a full disk":
-        ballast = folder / "checkpoints" / "ballast"
-        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
-            while file.write(bytes(1 << 20)):
-                pass
+        wait_until(lambda: fill(ballast) or run.poll() is not None, SECONDS)
     else:
         run.send_signal(SIGNALS[kind])
     output, _ = run.communicate(timeout=SECONDS)
@@ -110,6 +122,13 @@ def strike(run, kind, folder):
     if kind in ("SIGINT", "SIGTERM"):
         assert f"interrupted by {kind}; the same command continues from the last checkpoint" in output
     assert run.returncode == (-signal.SIGKILL if kind == "kill -9" else 1), output
+
+
+def fill(ballast):
+    """Append to a file until its disk is full: again and again, for retention frees what an old checkpoint held."""
+    with contextlib.suppress(OSError), open(ballast, "ab", buffering=0) as file:
+        while file.write(bytes(1 << 20)):
+            pass
 
 
 @pytest.fixture
@@ -134,22 +153,23 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
     folder, moments = small_disk, random.Random(5)
     metrics = folder / "metrics.jsonl"
     steps = sorted(moments.sample(range(1, STEPS - 20), 10))  # the last ones run on for some steps
-    kinds = ["kill -9", "kill -9", "SIGINT", "SIGTERM", "a killed raylet", "a full disk"]
+    kinds = [*SIGNALS, *KILLED, "a full disk"]
     moments.shuffle(kinds)
     with warm_slurm(tmp_path_factory.mktemp("slurm"), 1) as slurm:
         job = submit(slurm, tmp_path / "out", *overrides(folder))
-        for number, step in enumerate(steps[:4]):
+        for number, step in enumerate(steps[:3]):
             slurm.wait(job, "RUNNING")
             wait_for_step(slurm, job, folder, step)
             assert slurm.job(job)["JobState"] == "RUNNING", (tmp_path / "out").read_text()
             time.sleep(moments.uniform(0, 5))
-            slurm.client(*(["scancel"] if number == 3 else ["scontrol", "requeue"]), job)
+            slurm.client(*(["scancel"] if number == 2 else ["scontrol", "requeue"]), job)
             print(f"step {max(read_metrics(metrics))}, checkpoints {checkpoints(folder)}: requeued or cancelled")
-            if number < 3:
+            if number < 2:
                 slurm.restart_now(job)
         slurm.wait(job, "CANCELLED", seconds=SECONDS)
     recorded = set()
-    for step, kind in zip(steps[4:], kinds, strict=True):
+    for step, kind in zip(steps[3:], kinds, strict=True):
+        since = (folder / "train.log").stat().st_size
         run = start(folder, warm_python)
         # A step that an earlier life has reached is no wait at all: that fault hits the start.
         wait_until(lambda: step in read_metrics(metrics) or run.poll() is not None, SECONDS)  # noqa: B023
@@ -157,7 +177,7 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
         assert run.poll() is None, run.stdout.read()
         with contextlib.suppress(FileNotFoundError):  # it had not started any
             recorded |= json.loads((folder / "processes.json").read_text())["processes"].keys()
-        strike(run, kind, folder)
+        strike(run, kind, folder, since)
         print(f"step {max(read_metrics(metrics))}, checkpoints {checkpoints(folder)}: {kind}")
     run = start(folder, warm_python)
     output, _ = run.communicate(timeout=SECONDS)
