@@ -1,4 +1,4 @@
-"""How every command of data_prep and eval ends: status 0, or one clear line and status 2; and parsers of numbers."""
+"""How every command ends: status 0, or one clear line and status 2; and parsers of numbers."""
 
 import argparse
 import sys

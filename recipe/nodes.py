@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.command import run as run_command
 from recipe.compose import compose, device
 from recipe.preflight import CPUS_PER_RANK, files, ray_cpus_needed
 from recipe.processes import python_path
@@ -209,29 +210,21 @@ def look(config: DictConfig) -> list[dict]:
         token.unlink()
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config of recipe/config")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
     args = parser.parse_args()
     os.chdir(ROOT)
-    try:
-        config = compose(args.config, args.overrides, device())
-        answers = look(config)
-    except ValueError as error:
-        print(f"recipe.nodes: {error}", file=sys.stderr)
-        return 2
-    console = Console()
-    Console(width=None if console.is_terminal else 200).print(table(answers, config))
+    config = compose(args.config, args.overrides, device())
+    answers = look(config)
+    Console(width=None if sys.stdout.isatty() else 200).print(table(answers, config))
     if found := complaints(answers, config):
-        more = f" (and {len(found) - 1} more like this)" if found[1:] else ""
-        print(f"recipe.nodes: {found[0]}{more}", file=sys.stderr)
-        return 2
-    return 0
+        raise ValueError(found[0] + (f" (and {len(found) - 1} more like this)" if found[1:] else ""))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--describe"]:  # what by_srun runs on each node
         print(json.dumps(describe(json.loads(sys.argv[2]))))
         sys.exit()
-    sys.exit(main())
+    run_command(main)

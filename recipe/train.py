@@ -21,6 +21,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from data_prep.command import run as run_command
 from data_prep.files import write_text_whole
 from recipe import preflight
 from recipe.check import add_arguments, compare, flat, require_paper
@@ -280,10 +281,7 @@ def main() -> int:
         use_wandb(config)
         preflight.check(config)
         return train(config)
-    except ValueError as error:
-        print(f"recipe.train: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"recipe.train: {error}", file=sys.stderr)
         return 1
     except Interrupted as error:
@@ -292,4 +290,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
