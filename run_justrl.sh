@@ -147,13 +147,15 @@ started=$SECONDS
 stage() { echo "== $1 ($((SECONDS - started)) s)"; }
 
 # Of two starts the second waits until the environment is there. The kernel releases a lock when its
-# holder dies; children do not inherit it (9>&-), so that nothing they leave behind can hold it.
+# holder dies; set_up's children do not inherit it, so that nothing they leave behind can hold it.
 stage environment
 mkdir -p outputs
 if [ "${JUSTRL_SETUP:-1}" != 0 ]; then
   exec 9>outputs/.setup.lock
-  flock --nonblock 9 || { echo "waiting: another start is setting up the environment" && flock 9; }
+  # A status other than 1: a file system without locks.
+  flock --nonblock 9 || [ $? != 1 ] || { echo "waiting: another start is setting up the environment" && flock 9; }
   set_up 9>&-
+  exec 9>&-
   export PATH="$PWD/.venv/bin:$PATH"
 fi
 [ -z "$setup_only" ] || exit 0
@@ -169,27 +171,37 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then
   echo "Slurm job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, requeued ${SLURM_RESTART_COUNT:-0} times"
 fi
 
-# Runs a command. On Slurm in the background, for bash waits for a foreground command before it sees a signal.
+# Runs a command in the background, for bash waits for one in the foreground before it sees a signal, and in a process
+# group of its own (set -m), to which signals are passed on.
 run="" child="" stage_name=""
 run_stage() {
-  if [ -z "${SLURM_JOB_ID:-}" ]; then
-    "$@" 9>&-
-  else
-    "$@" 9>&- &
-    child=$!
-    wait "$child"
-  fi
+  set -m
+  "$@" &
+  child=$!
+  set +m
+  wait "$child"
 }
+
+# pass_on SIGNAL STATUS
+pass_on() {
+  trap '' INT TERM HUP
+  [ -z "$child" ] || kill -s "$1" -- "-$child" 2>/dev/null || true
+  while [ -n "$child" ] && kill -0 -- "-$child" 2>/dev/null; do sleep 0.2; done
+  exit "$2"
+}
+trap 'pass_on INT 130' INT
+trap 'pass_on TERM 143' TERM
+trap 'pass_on HUP 129' HUP
 
 # Slurm says that the time limit is near: a training saves after its step and ends, other stages continue from their
 # files. Then the job goes back into the queue, before the limit would end it for good.
 requeue() {
   trap '' USR1
   echo "the time limit is near: saving, then back into the queue"
-  [ -z "$run" ] || touch "$run/stop"
   local second
   for ((second = 0; second < ${JUSTRL_SAVE_SECONDS:-540}; second++)); do
     if [ "$stage_name" != train ] || ! kill -0 "$child" 2>/dev/null; then break; fi
+    touch "$run/stop" # again and again: a training that is just starting removes it
     sleep 1
   done
   timeout 60 scontrol requeue "$SLURM_JOB_ID"
@@ -201,7 +213,7 @@ requeue() {
 # Makes a Ray cluster of the job's nodes, whose first one runs the training. The status that counts is the one that
 # the training leaves in a file: symmetric-run ends with 0 where Ray fails, and on the other nodes whenever it ends.
 train_on_slurm() {
-  local head address="${JUSTRL_HEAD_ADDRESS:-}" status="$run/train.status"
+  local head address="${JUSTRL_HEAD_ADDRESS:-}" status="$run/train.$SLURM_JOB_ID.status"
   read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   [ -n "$address" ] || read -r address _ < <(timeout 60 srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I)
   export RAY_ADDRESS="$address:$JUSTRL_RAY_PORT" RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
@@ -222,18 +234,14 @@ train_on_slurm() {
 # ---------------------------------------------------------------- stages
 
 # What the stages need of the composed config; a mistyped key ends the script here.
-names=$(python -m recipe.compose "$config" "${overrides[@]}" --get trainer.default_local_dir --get actor_rollout_ref.model.path 9>&-)
+names=$(python -m recipe.compose "$config" "${overrides[@]}" --get trainer.default_local_dir --get actor_rollout_ref.model.path)
 { read -r checkpoints && read -r model; } <<<"$names"
 run=$(dirname "$checkpoints")
 data_folder="${JUSTRL_DATA:-data}"
 
-# One start at a time of a run.
 mkdir -p "$run"
-exec 9>"$run/start.lock"
-flock --nonblock 9 || [ $? != 1 ] || die "a run is in progress in $run" # other than 1: a file system without locks
-
 # Is it the paper's? What data and model need is looked at again when they are there.
-python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" --all --no-files >"$run/check.txt" 9>&- ||
+python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" --all --no-files >"$run/check.txt" ||
   { status=$? && cat "$run/check.txt" && exit "$status"; }
 tail -n 1 "$run/check.txt"
 [ -z "${SLURM_JOB_ID:-}${RAY_ADDRESS:-}" ] || run_stage python -m recipe.nodes "$config" "${overrides[@]}"

@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT
+from tests.test_processes import wait_until
 
 SCRIPT = str(ROOT / "run_justrl.sh")
 COMMANDS = [
@@ -108,6 +111,20 @@ def on_slurm(tmp_path):
         return done, (tmp_path / "calls").read_text().splitlines()
 
     return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_the_script_alone_reaches_what_it_runs(tmp_path, number):
+    stub = f'#!/usr/bin/env bash\n[ "$2" = recipe.train ] || exec {sys.executable} "$@"\necho $$ >{tmp_path}/pid\n'
+    (tmp_path / "python").write_text(stub + "exec sleep 100\n")
+    (tmp_path / "python").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "JUSTRL_SETUP": "0"}
+    command = [SCRIPT, "demo", "--only", "train", "trainer.experiment_name=test_signal"]
+    script = subprocess.Popen(command, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 120)
+    script.send_signal(number)
+    assert script.wait(60) == 128 + number
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_on_slurm_the_training_runs_under_srun_and_symmetric_run(on_slurm):
