@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from recipe.compose import device
 from recipe.processes import python_path
@@ -170,6 +171,8 @@ def engine_options(model: str, length: int, tensor_parallel: int = 1) -> dict:
     Args:
         length: tokens of the longest prompt and response together.
     """
+    if Path(model).is_dir():
+        model = str(Path(model).resolve())  # engines on a cluster run in another folder
     options = {"model": model, "max_model_len": length, "tensor_parallel_size": tensor_parallel}
     if device() == "cuda":
         # Ray gives this actor its GPUs; a nested Ray executor would ask for them once more.

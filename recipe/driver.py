@@ -1,8 +1,15 @@
 """Hand a composed config over to verl's own trainer. Started by `recipe.train`, in a process of its own."""
 
+import os
 import sys
+from pathlib import Path
 
 from omegaconf import OmegaConf
+
+
+def enter_repository() -> None:
+    """Go where the config's relative paths begin; workers of a Ray cluster start in the folder of `ray start`."""
+    os.chdir(Path(__file__).resolve().parent.parent)
 
 
 def main() -> None:

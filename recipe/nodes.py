@@ -100,6 +100,7 @@ def by_srun(wanted: dict) -> list[dict]:
 def by_ray(wanted: dict, config: DictConfig) -> list[dict]:
     """Return what each node of the Ray cluster has; waits a little for nodes that an autoscaler may add."""
     import ray
+    from ray._private.state import available_resources_per_node
     from ray.autoscaler.sdk import request_resources
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -109,32 +110,45 @@ def by_ray(wanted: dict, config: DictConfig) -> list[dict]:
         if port.isdigit():  # Ray itself would try for a minute and a half
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
+        if is_used():
+            raise ValueError(f"RAY_ADDRESS={address}: another run is on this cluster, and verl would mix their samples")
         request_resources(bundles=[{"GPU": gpus, "CPU": gpus * CPUS_PER_RANK}] * count)
         end = time.monotonic() + float(os.environ.get("JUSTRL_WAIT_SECONDS", 10))
         while True:
-            nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+            every = available_resources_per_node()
+            nodes = {node: free for node, free in every.items() if free.get("GPU", 0) >= gpus}
             if len(nodes) >= count or time.monotonic() > end:
                 break
             time.sleep(1)
+        request_resources(bundles=[])  # it would hold them for ever; the run's own demand follows soon
         asked = []
         for node in nodes:
-            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            place = NodeAffinitySchedulingStrategy(node, soft=False)
             asked.append(ray.remote(describe).options(num_cpus=0, scheduling_strategy=place).remote(wanted))
         answers = ray.get(asked, timeout=SECONDS_TO_ANSWER)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise ValueError(f"RAY_ADDRESS={address}: {str(error).strip().splitlines()[0]}; is it a cluster's?") from error
-    for node, answer in zip(nodes, answers, strict=True):
-        answer["cpus"] = int(node["Resources"].get("CPU", 0))
-        answer["gpus"] = min(answer["gpus"] or 10**6, int(node["Resources"]["GPU"]))
+    for free, answer in zip(nodes.values(), answers, strict=True):
+        answer["cpus"] = int(free.get("CPU", 0))
+        answer["gpus"] = min(answer["gpus"] or 10**6, int(free["GPU"]))
     return answers
+
+
+def is_used() -> bool:
+    """Return whether a run of verl is on this Ray cluster: a second one attaches to its TransferQueue."""
+    import ray
+
+    with contextlib.suppress(ValueError):
+        return bool(ray.get_actor("TransferQueueController", namespace="transfer_queue"))
+    return False
 
 
 def complaints(answers: list[dict], config: DictConfig) -> list[str]:
     """Return what is wrong with the nodes that answered, one line each with how to mend it."""
-    first, found = answers[0], []
     ranks, count = config.trainer.n_gpus_per_node, config.trainer.nnodes
     if len(answers) < count:
-        found.append(f"{len(answers)} nodes with GPUs, and the run wants {count}; set trainer.nnodes={len(answers)}")
+        return [f"{len(answers)} nodes have {ranks} free GPUs, and the run wants {count}; wait, or set trainer.nnodes"]
+    first, found = answers[0], []
     for node in answers:
         name = node["node"]
         if node["code"] != first["code"]:
@@ -159,7 +173,10 @@ def complaints(answers: list[dict], config: DictConfig) -> list[str]:
             found.append(f"{name}: does not see {node['unseen'][0]}; put it on a file system that all nodes share")
         for path, needed in ROOM.items():
             if node["room"][path] < needed:
-                found.append(f"{name}: {node['room'][path]:.2f} GB free in {path}, {needed:.0f} GB needed; free some")
+                found.append(
+                    f"{name}: {node['room'][path]:.2f} GB free in {path}, {needed:.0f} GB needed; free some,"
+                    " in a container by --ipc=host or --shm-size"
+                )
         if node["cpus"] < ranks * CPUS_PER_RANK:
             found.append(
                 f"{name}: {node['cpus']} CPUs, and {ranks} ranks need {ranks * CPUS_PER_RANK}; "

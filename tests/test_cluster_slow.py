@@ -102,8 +102,8 @@ def one_rank(warm_python):
 
 
 @pytest.fixture
-def ray_cluster(warm_python):
-    """A Ray cluster of two nodes on this machine: the environment that leads to it, and the dashboard's address."""
+def ray_cluster(warm_python, tmp_path):
+    """A Ray cluster of two nodes on this machine: the environment, its address and its dashboard's."""
     port, dashboard, client = (free_port() for _ in range(3))
     env = warm_python | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_USAGE_STATS_ENABLED": "0"}
     ray = [str(ROOT / ".venv" / "bin" / "ray"), "start", "--block", "--num-cpus=8", "--num-gpus=1"]
@@ -111,16 +111,26 @@ def ray_cluster(warm_python):
     nodes = []
     try:
         for options in (["--head", *head], [f"--address=127.0.0.1:{port}"]):
-            nodes.append(subprocess.Popen([*ray, *options], cwd=ROOT, env=env, start_new_session=True))
+            # As in real life, not started in the repository's folder.
+            nodes.append(subprocess.Popen([*ray, *options], cwd=tmp_path, env=env, start_new_session=True))
             wait_until(lambda: is_listening(port), 120)
         wait_until(lambda: is_listening(dashboard), 120)
-        yield env, f"http://127.0.0.1:{dashboard}"
+        yield env, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
     finally:
         for node in reversed(nodes):
             started = psutil.Process(node.pid).children(recursive=True)
             node.terminate()
             node.wait(timeout=60)
             end(started)
+
+
+# What a run keeps on a cluster while it lives, and the look at the nodes of a second one.
+BESIDE_A_RUN = """
+import ray, subprocess, sys
+ray.init(namespace="transfer_queue", log_to_driver=False)
+actor = ray.remote(num_cpus=0)(type("Controller", (), {})).options(name="TransferQueueController").remote()
+subprocess.run([sys.executable, "-m", "recipe.nodes", "demo"])
+"""
 
 
 def free_port():
@@ -137,7 +147,7 @@ def is_listening(port):
 
 def test_two_ranks_of_a_ray_cluster_learn_what_one_rank_learns(ray_cluster, one_rank):
     """The job is submitted to the cluster; with the same responses the losses are the same."""
-    env, dashboard = ray_cluster
+    env, address, dashboard = ray_cluster
     folder = experiment("test_two_ranks")
     overrides = ["trainer.experiment_name=test_two_ranks", "trainer.nnodes=2", *SEEDED]
     job = [str(ROOT / "run_justrl.sh"), "demo", "--only", "train", *overrides]
@@ -145,6 +155,9 @@ def test_two_ranks_of_a_ray_cluster_learn_what_one_rank_learns(ray_cluster, one_
     done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert logged(folder) == [1, 2, 3]
+    second = [sys.executable, "-c", BESIDE_A_RUN]
+    done = subprocess.run(second, cwd=ROOT, env=env | {"RAY_ADDRESS": address}, capture_output=True, text=True)
+    assert "another run is on this cluster" in done.stderr
     two_ranks = read_metrics(folder / "metrics.jsonl")
     assert all(one["actor/grad_norm"] > 0 for one in one_rank.values()), "there is something to compare"
     for step, one in one_rank.items():

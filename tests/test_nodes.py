@@ -50,7 +50,7 @@ def test_what_is_wrong_is_one_line_that_says_how_to_mend_it(config, second, mess
 
 def test_too_few_nodes_and_a_taken_port(config):
     (said,) = complaints(answers()[:1], config)
-    assert said == "1 nodes with GPUs, and the run wants 2; set trainer.nnodes=1"
+    assert said == "1 nodes have 8 free GPUs, and the run wants 2; wait, or set trainer.nnodes"
     taken = answers()
     taken[0]["port_free"] = False
     assert complaints(taken, config) == ["n1: the port of Ray's head is taken; set JUSTRL_RAY_PORT to another"]
