@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from data_prep.parquet import open_rows
+from recipe.resume import complete_checkpoints
 
 # CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
 CPUS_PER_RANK = 3  # verl.single_controller.ray.ResourcePoolManager.max_colocate_count
@@ -230,18 +231,19 @@ def parameters(model: str) -> int | None:
 
 
 def check_disk(config: DictConfig) -> None:
-    """The disk has room for as many checkpoints as are kept, and the one that is being written."""
+    """The disk has room for what is missing of the checkpoints that are kept, and of the one being written."""
     count = parameters(config.actor_rollout_ref.model.path)
     if count is None or config.trainer.save_freq <= 0:
         return
     kept = (config.trainer.max_actor_ckpt_to_keep or 1) + 1  # and the best
-    needed = (kept + 1) * count * BYTES_PER_PARAMETER
     folder = Path(config.trainer.default_local_dir)
+    missing = max(1, kept + 1 - len(complete_checkpoints(folder)))
+    needed = missing * count * BYTES_PER_PARAMETER
     free = shutil.disk_usage(
         next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     ).free
     if free < needed:
         raise ValueError(
-            f"{folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for {kept + 1} checkpoints; "
+            f"{folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for {missing} checkpoints; "
             "free some or set trainer.default_local_dir"
         )

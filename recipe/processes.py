@@ -9,11 +9,14 @@ ids and their start times, never by name.
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -24,6 +27,7 @@ import psutil
 from data_prep.files import write_text_whole
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+TRIES = 5  # to take a lock, within a second
 SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5
 HEARTBEAT_SECONDS = 5
 SILENT_SECONDS = 30  # without a heartbeat, after which a holder on another machine is dead
@@ -52,16 +56,11 @@ def run_lock(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.lock"
     with open(path, "a+") as lock:
-        taken = False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = True
-        except OSError:
-            pass  # a file system without locks has the heartbeat
+        locked = take(lock)
         lock.seek(0)
         text = lock.read().strip()
-        if taken or (is_elsewhere(text) and beats(path, text)):
+        trusted = locked is not None and not is_elsewhere(text)  # a file server may keep the lock of a dead machine
+        if (trusted and not locked) or (not trusted and text and beats(path, text)):
             raise RunInProgressError(f"a run is in progress in {folder}: {text}")
         lock.truncate(0)
         job = f", Slurm job {os.environ['SLURM_JOB_ID']}," if "SLURM_JOB_ID" in os.environ else ""
@@ -75,6 +74,19 @@ def run_lock(folder: Path):
         finally:
             ended.set()
             lock.truncate(0)
+
+
+def take(lock) -> bool | None:
+    """Lock a file: True; False if another process has it; None where the file system has no locks."""
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(1 / TRIES)  # `lock_holder` has it for an instant
+        except OSError:
+            return None
+    return False
 
 
 def keep_beating(path: Path, ended: threading.Event) -> None:
@@ -104,6 +116,24 @@ def beats(path: Path, text: str) -> bool:
         if touched(path) != before:
             return True
     return False
+
+
+def scratch_folder(folder: Path) -> Path:
+    """Return the name of a run's folder for temporary files, the same at each start."""
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
+    return Path(tempfile.gettempdir()) / f"justrl-{digest[:8]}"
+
+
+@contextlib.contextmanager
+def scratch(folder: Path):
+    """Yield a folder for a run's sockets and other temporary files; what a killed run left in it goes at the start."""
+    path = scratch_folder(folder)
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def lock_holder(folder: Path) -> Holder:

@@ -99,3 +99,6 @@ def test_disk(ready, monkeypatch):
     assert "GB needed for 5 checkpoints" in complaint(ready[1])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, 0, needed))
     preflight.check(compose("demo", ready[1], "cpu"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, needed - 1, needed // 5))
+    monkeypatch.setattr(preflight, "complete_checkpoints", lambda folder: [5, 10, 15, 20])
+    preflight.check(compose("demo", ready[1], "cpu"))  # a resume: those that are there need no more room

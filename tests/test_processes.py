@@ -1,5 +1,6 @@
 """One run per folder, and leftovers of a dead one ended by their recorded ids."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -89,8 +90,24 @@ def test_a_file_system_without_locks_has_the_heartbeat(tmp_path, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(processes.fcntl, "flock", refuse)
+    monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "SILENT_SECONDS", 4)
     with run_lock(tmp_path):
         assert lock_holder(tmp_path).text.startswith(f"process {os.getpid()} on")
+        with pytest.raises(RunInProgressError), run_lock(tmp_path):
+            pass
+    with run_lock(tmp_path):
+        pass
+
+
+def test_a_lock_that_a_file_server_keeps_for_a_dead_machine_is_no_holder(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "SILENT_SECONDS", 1)
+    with open(tmp_path / "run.lock", "w") as kept:
+        kept.write(ELSEWHERE + "\n")
+        kept.flush()
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        with run_lock(tmp_path):
+            assert lock_holder(tmp_path).text.startswith(f"process {os.getpid()} on")
 
 
 def test_leftovers_are_ended_by_id_and_start_time(tmp_path):
