@@ -8,6 +8,7 @@ example: python -m recipe.train justrl_deepseek trainer.nnodes=1 trainer.n_gpus_
 """
 
 import argparse
+import getpass
 import os
 import secrets
 import shlex
@@ -27,7 +28,7 @@ from recipe import preflight
 from recipe.check import add_arguments, compare, flat, require_paper
 from recipe.compose import device
 from recipe.health import Warnings
-from recipe.processes import ProcessRecord, adopt_orphans, end_with_parent, python_path, run_lock
+from recipe.processes import ProcessRecord, adopt_orphans, end_with_parent, python_path, run_lock, scratch
 from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training, validation_accuracy
 from recipe.resume import (
     DISCARDED,
@@ -97,6 +98,7 @@ def prepare_config(config: DictConfig, step: int) -> None:
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
             config.ray_kwargs.ray_init.runtime_env.env_vars = fixed_environment(config)
+            config.ray_kwargs.ray_init.runtime_env.worker_process_setup_hook = "recipe.driver.enter_repository"
             for declared in ("num_cpus", "num_gpus"):  # the cluster has its own numbers, and Ray refuses others
                 config.ray_kwargs.ray_init.pop(declared, None)
         if os.environ.get("JUSTRL_WARM_PYTHON"):
@@ -121,7 +123,7 @@ def fixed_environment(config: DictConfig) -> dict[str, str]:
     }
 
 
-def environment(config: DictConfig) -> dict[str, str]:
+def environment(config: DictConfig, temporary: Path) -> dict[str, str]:
     """Return the whole environment of the driver, and so of every process of a local Ray."""
     fixed = fixed_environment(config) | {
         "JUSTRL_PYTHON": sys.executable,
@@ -129,7 +131,14 @@ def environment(config: DictConfig) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
     }
     if not os.environ.get("RAY_ADDRESS"):
-        fixed |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        fixed |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "TMPDIR": str(temporary)}
+        kept = tempfile.gettempdir()  # for logs, and for what was compiled
+        fixed |= {"RAY_TMPDIR": os.environ.get("RAY_TMPDIR", kept)}
+        fixed |= {
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get(
+                "TORCHINDUCTOR_CACHE_DIR", f"{kept}/torchinductor_{getpass.getuser()}"
+            )
+        }
     return os.environ | fixed
 
 
@@ -172,10 +181,10 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, config: DictConfig, 
     read_to = 0
     waiting = WaitingLine("starting Ray, the FSDP actor and the vLLM rollout")
 
-    def collect() -> None:
+    def collect(last: bool = False) -> None:
         nonlocal read_to
         size = attempt.stat().st_size if attempt.exists() else 0
-        if size == read_to:
+        if size == read_to and not last:  # on a network file system the size may be an old one, until it is opened
             return
         read_to = size
         for step, metrics in read_metrics(attempt).items():
@@ -197,7 +206,7 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, config: DictConfig, 
         if not seen:
             waiting.tick()
         time.sleep(POLL_SECONDS)
-    collect()
+    collect(last=True)
     attempt.unlink(missing_ok=True)
     return driver.returncode
 
@@ -224,8 +233,8 @@ def train(config: DictConfig) -> int:
         purge_tensorboard(folder / "tensorboard", step)
         print(f"training {config.trainer.experiment_name} " + (f"from step {step}" if step else "from the start"))
         print(f"  folder {folder}, full output in {log_path}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="justrl-") as scratch, open(log_path, "a") as log:
-            socket = os.path.join(scratch, "warm")
+        with scratch(folder) as temporary, open(log_path, "a") as log:
+            socket = str(temporary / "warm")
             warm = config.trainer.device == "cpu" and os.environ.get("JUSTRL_WARM_START") != "0"
             if warm := warm and not {"JUSTRL_WARM_PYTHON", "RAY_ADDRESS"} & os.environ.keys():
                 os.environ["JUSTRL_WARM_PYTHON"] = socket
@@ -234,7 +243,7 @@ def train(config: DictConfig) -> int:
             prepare_config(config, step)
             write_text_whole(folder / "config.yaml", OmegaConf.to_yaml(config, sort_keys=True))
             log_start = log.tell()
-            variables = environment(config)
+            variables = environment(config, temporary)
             adopt_orphans()
             try:
                 if warm:
@@ -246,8 +255,6 @@ def train(config: DictConfig) -> int:
                 driver = subprocess.Popen(command, env=variables, stdout=log, stderr=log, **options)
                 status = follow(driver, record, config, keep, log)
             finally:
-                for number in STOPPING_SIGNALS:
-                    signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave anything running
                 record.end_descendants()
         if status:
             # Of a full disk torch says no more than "iostream error".
@@ -264,7 +271,9 @@ def train(config: DictConfig) -> int:
 
 
 def interrupt(number: int, frame) -> None:
-    """Turn a signal into an exception, so that every `finally` runs."""
+    """Turn a signal into an exception, so that every `finally` runs, undisturbed by a second one."""
+    for other in STOPPING_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
     raise Interrupted(signal.Signals(number).name)
 
 

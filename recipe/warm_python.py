@@ -171,9 +171,11 @@ def become(request: dict) -> None:
     """Turn this fork into the process that was asked for, and run it."""
     import multiprocessing
     import runpy
+    import tempfile
 
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # the server's own, remembered
     os.chdir(request["folder"])
     multiprocessing.set_executable(os.path.abspath(__file__))
     arguments = without_interpreter_flags(request["arguments"])

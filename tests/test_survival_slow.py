@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from recipe.compose import compose
+from recipe.processes import lock_holder
 from recipe.progress import has_training
 from recipe.resume import complete_checkpoints, read_metrics
 from tests.conftest import ROOT
@@ -114,6 +115,7 @@ def strike(run, kind, folder, since):
     elif kind == "a full disk":
         wait_until(lambda: fill(ballast) or run.poll() is not None, SECONDS)
     else:
+        wait_until(lambda: lock_holder(folder).text.startswith(f"process {run.pid} "), SECONDS)  # it hears signals now
         run.send_signal(SIGNALS[kind])
     output, _ = run.communicate(timeout=SECONDS)
     if kind == "a full disk":
@@ -167,7 +169,7 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
             if number < 2:
                 slurm.restart_now(job)
         slurm.wait(job, "CANCELLED", seconds=SECONDS)
-    recorded = set()
+    recorded = {}
     for step, kind in zip(steps[3:], kinds, strict=True):
         since = (folder / "train.log").stat().st_size
         run = start(folder, warm_python)
@@ -176,7 +178,7 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
         time.sleep(moments.uniform(0, 5))
         assert run.poll() is None, run.stdout.read()
         with contextlib.suppress(FileNotFoundError):  # it had not started any
-            recorded |= json.loads((folder / "processes.json").read_text())["processes"].keys()
+            recorded |= json.loads((folder / "processes.json").read_text())["processes"]
         strike(run, kind, folder, since)
         print(f"step {max(read_metrics(metrics))}, checkpoints {checkpoints(folder)}: {kind}")
     run = start(folder, warm_python)
@@ -189,7 +191,7 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
     assert [seen(folder, step) for step in range(1, STEPS + 1)] == [sorted(batch) for batch in undisturbed]
     assert optimizer_steps(folder) == {STEPS}
     assert checkpoints(folder) == [f"global_step_{step}" for step in (50, 55, 60)]
-    assert_nothing_is_left(recorded)
+    assert_nothing_is_left(recorded, folder)
 
 
 def checkpoints(folder):

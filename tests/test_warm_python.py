@@ -17,10 +17,11 @@ WARM = str(ROOT / "recipe" / "warm_python.py")
 
 @pytest.fixture
 def server(tmp_path):
-    """A warm server that has imported `decimal`, and the environment to reach it."""
+    """A warm server that has imported `decimal` and knows its temporary folder, and the environment to reach it."""
     socket = str(tmp_path / "warm")
-    command = [sys.executable, "-m", "recipe.warm_python", socket, "decimal"]
-    process = subprocess.Popen(command, cwd=ROOT)
+    (tmp_path / "asks.py").write_text("import tempfile\ntempfile.gettempdir()\n")
+    command = [sys.executable, "-m", "recipe.warm_python", socket, "decimal", "asks"]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     wait_until(lambda: os.path.exists(socket))
     yield process, os.environ | {"JUSTRL_WARM_PYTHON": socket, "JUSTRL_PYTHON": sys.executable}
     process.kill()
@@ -37,6 +38,12 @@ def test_arguments_environment_folder_output_and_status(server, tmp_path):
     code = "import os, sys; print(sys.argv, os.environ['MARK'], os.getcwd(), 'decimal' in sys.modules); sys.exit(7)"
     done = run(server[1] | {"MARK": "here"}, "-B", "-c", code, "one", cwd=tmp_path)
     assert (done.stdout, done.returncode) == (f"['-c', 'one'] here {tmp_path} True\n", 7)
+
+
+def test_temporary_files_go_where_the_asker_says(server, tmp_path):
+    (tmp_path / "mine").mkdir()
+    code = "import tempfile; print(tempfile.gettempdir())"
+    assert run(server[1] | {"TMPDIR": str(tmp_path / "mine")}, "-c", code).stdout == f"{tmp_path}/mine\n"
 
 
 def test_scripts_modules_and_tracebacks(server, tmp_path):
