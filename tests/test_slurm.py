@@ -112,7 +112,8 @@ def test_before_the_time_limit_it_saves_and_goes_back_into_the_queue(slurm, stub
 def test_when_its_first_node_dies_the_job_is_requeued_and_finds_the_node_at_another_address(slurm, stub):  # noqa: F811
     folder, _ = stub
     job, out = submit(slurm, stub)
-    wait_until(lambda: (folder / "trained").exists(), seconds=60)
+    trained = folder / "trained"
+    wait_until(lambda: trained.exists() and "RAY_ADDRESS=" in trained.read_text(), seconds=60)
     slurm.end_node("n1")
     slurm.wait(job, "PENDING")  # by Slurm itself, when it has noticed
     slurm.move_node("n1", "10.77.0.99")
@@ -121,7 +122,7 @@ def test_when_its_first_node_dies_the_job_is_requeued_and_finds_the_node_at_anot
     slurm.restart_now(job)
     shown = slurm.wait(job, "COMPLETED", "FAILED")
     assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1"), out.read_text()
-    addresses = re.findall(r"RAY_ADDRESS=(.*):", (folder / "trained").read_text())
+    addresses = re.findall(r"RAY_ADDRESS=(.*):", trained.read_text())
     assert addresses == ["10.77.0.11", "10.77.0.99"]
     assert f"Slurm job {job} on n[1-2], requeued 1 times" in out.read_text()
 
