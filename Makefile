@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 # Starting a run is one process importing after the other: on two cores two files at once take little longer than one.
-PARALLEL := --numprocesses 2 --dist loadfile
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 setup:
 	./run_justrl.sh --setup-only

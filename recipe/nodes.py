@@ -110,17 +110,17 @@ def by_ray(wanted: dict, config: DictConfig) -> list[dict]:
         if port.isdigit():  # Ray itself would try for a minute and a half
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
-        if is_used():
-            raise ValueError(f"RAY_ADDRESS={address}: another run is on this cluster, and verl would mix their samples")
         request_resources(bundles=[{"GPU": gpus, "CPU": gpus * CPUS_PER_RANK}] * count)
         end = time.monotonic() + float(os.environ.get("JUSTRL_WAIT_SECONDS", 10))
         while True:
-            every = available_resources_per_node()
+            every, used = available_resources_per_node(), is_used()
             nodes = {node: free for node, free in every.items() if free.get("GPU", 0) >= gpus}
-            if len(nodes) >= count or time.monotonic() > end:
+            if (len(nodes) >= count and not used) or time.monotonic() > end:
                 break
             time.sleep(1)
         request_resources(bundles=[])  # it would hold them for ever; the run's own demand follows soon
+        if used:
+            raise ValueError(f"RAY_ADDRESS={address}: another run is on this cluster, and verl would mix their samples")
         asked = []
         for node in nodes:
             place = NodeAffinitySchedulingStrategy(node, soft=False)

@@ -18,6 +18,11 @@ settings.load_profile("loaded")
 SHARED = ROOT.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow files first, so that no worker of pytest is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def demo_data() -> None:
     """The demo's data and model, made by the run's own command; another worker of pytest waits until they are there."""
