@@ -6,6 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -152,7 +153,11 @@ def test_two_ranks_of_a_ray_cluster_learn_what_one_rank_learns(ray_cluster, one_
     overrides = ["trainer.experiment_name=test_two_ranks", "trainer.nnodes=2", *SEEDED]
     job = [str(ROOT / "run_justrl.sh"), "demo", "--only", "train", *overrides]
     submit = [str(ROOT / ".venv" / "bin" / "ray"), "job", "submit", f"--address={dashboard}", "--", *job]
-    done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=SECONDS)
+    for _ in range(20):  # Ray's agents take no jobs yet when its dashboard answers
+        done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=SECONDS)
+        if folder.exists():
+            break
+        time.sleep(3)
     assert done.returncode == 0, done.stdout + done.stderr
     assert logged(folder) == [1, 2, 3]
     second = [sys.executable, "-c", BESIDE_A_RUN]
