@@ -113,7 +113,8 @@ def ray_cluster(warm_python, tmp_path):
     try:
         for options in (["--head", *head], [f"--address=127.0.0.1:{port}"]):
             # As in real life, not started in the repository's folder.
-            nodes.append(subprocess.Popen([*ray, *options], cwd=tmp_path, env=env, start_new_session=True))
+            agent = f"--dashboard-agent-listen-port={free_port()}"  # any other Ray on this machine has the default
+            nodes.append(subprocess.Popen([*ray, *options, agent], cwd=tmp_path, env=env, start_new_session=True))
             wait_until(lambda: is_listening(port), 120)
         wait_until(lambda: is_listening(dashboard), 120)
         yield env, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
