@@ -255,6 +255,7 @@ def train(config: DictConfig) -> int:
                 driver = subprocess.Popen(command, env=variables, stdout=log, stderr=log, **options)
                 status = follow(driver, record, config, keep, log)
             finally:
+                ignore_signals()  # a Ctrl-C while they end must not leave anything running
                 record.end_descendants()
         if status:
             # Of a full disk torch says no more than "iostream error".
@@ -270,10 +271,15 @@ def train(config: DictConfig) -> int:
         return 0
 
 
+def ignore_signals() -> None:
+    """Let no signal that would stop the run disturb its end."""
+    for number in STOPPING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def interrupt(number: int, frame) -> None:
     """Turn a signal into an exception, so that every `finally` runs, undisturbed by a second one."""
-    for other in STOPPING_SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
+    ignore_signals()
     raise Interrupted(signal.Signals(number).name)
 
 
