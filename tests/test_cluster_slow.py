@@ -6,7 +6,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -17,12 +16,9 @@ from recipe.resume import complete_checkpoints, read_metrics
 from tests.conftest import ROOT, warm_command
 from tests.slurm import Slurm, missing
 from tests.test_processes import wait_until
-from tests.test_run_slow import SECONDS, experiment
+from tests.test_run_slow import SECONDS, SIZES, experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
-SIZES = ["data.train_max_samples=84", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
-SIZES += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8", "trainer.test_freq=-1"]
-SIZES += ["trainer.val_before_train=false"]
 WARM = "/dev/shm/warm"  # a node's own
 
 
@@ -113,7 +109,7 @@ def ray_cluster(warm_python, tmp_path):
     try:
         for options in (["--head", *head], [f"--address=127.0.0.1:{port}"]):
             # As in real life, not started in the repository's folder.
-            agent = f"--dashboard-agent-listen-port={free_port()}"  # any other Ray on this machine has the default
+            agent = f"--dashboard-agent-listen-port={free_port()}"  # the default is that of any other Ray here
             nodes.append(subprocess.Popen([*ray, *options, agent], cwd=tmp_path, env=env, start_new_session=True))
             wait_until(lambda: is_listening(port), 120)
         wait_until(lambda: is_listening(dashboard), 120)
@@ -154,11 +150,7 @@ def test_two_ranks_of_a_ray_cluster_learn_what_one_rank_learns(ray_cluster, one_
     overrides = ["trainer.experiment_name=test_two_ranks", "trainer.nnodes=2", *SEEDED]
     job = [str(ROOT / "run_justrl.sh"), "demo", "--only", "train", *overrides]
     submit = [str(ROOT / ".venv" / "bin" / "ray"), "job", "submit", f"--address={dashboard}", "--", *job]
-    for _ in range(20):  # Ray's agents take no jobs yet when its dashboard answers
-        done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=SECONDS)
-        if folder.exists():
-            break
-        time.sleep(3)
+    done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert logged(folder) == [1, 2, 3]
     second = [sys.executable, "-c", BESIDE_A_RUN]

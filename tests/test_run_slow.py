@@ -23,6 +23,10 @@ from tests.test_processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 SECONDS = 900
+# The smallest steps, 10 an epoch with 4 problems left out, and no validation.
+SIZES = ["data.train_max_samples=84", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
+SIZES += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8"]
+SIZES += ["trainer.test_freq=-1", "trainer.val_before_train=false"]
 
 
 def experiment(name):
@@ -36,6 +40,14 @@ def command(name, steps, *overrides):
     """Return the script's command for a demo of a few steps under its own name."""
     sizes = [f"trainer.total_training_steps={steps}", "trainer.save_freq=2", "trainer.test_freq=2"]
     return ["./run_justrl.sh", "demo", f"trainer.experiment_name={name}", "data.val_max_samples=16", *sizes, *overrides]
+
+
+def logged_process(folder, name, since=0):
+    """Return the living process that a run's log last calls by this name, read from the byte `since`; None without."""
+    log = (folder / "train.log").read_bytes()[since:].decode(errors="replace")
+    pids = re.findall(rf"\({name} pid=(\d+)", log)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(int(pids[-1])) if pids else None
 
 
 def alive(pid, started):
@@ -106,22 +118,16 @@ def test_a_failing_run_names_its_cause(warm_python):
 
 def test_of_two_runs_at_once_one_survives_the_others_lost_engine(warm_python):
     """The engine is killed while the actor learns: then nobody speaks to it until it is to have new weights."""
-    names = ("test_lost", "test_kept")
-    short = ["trainer.total_training_steps=30", "trainer.val_before_train=false", "trainer.test_freq=-1"]
-    short += ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
-    short += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8"]
+    folders = [experiment(name) for name in ("test_lost", "test_kept")]
     runs = []
-    for name in names:
-        experiment(name)
-        train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={name}", *short]
+    for folder in folders:
+        train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        runs.append(subprocess.Popen(train, cwd=ROOT, env=warm_python, **pipes))
+        steps = "trainer.total_training_steps=30"
+        runs.append(subprocess.Popen([*train, steps], cwd=ROOT, env=warm_python, **pipes))
     lost, kept = runs
-    wait_until(lambda: 12 in read_metrics(ROOT / "outputs/test_lost/metrics.jsonl"), SECONDS)
-    log = (ROOT / "outputs/test_lost/train.log").read_text(errors="replace")
-    server, worker = (
-        psutil.Process(int(re.findall(rf"\({name} pid=(\d+)", log)[-1])) for name in ("vLLMHttpServer", "WorkerDict")
-    )
+    wait_until(lambda: 12 in read_metrics(folders[0] / "metrics.jsonl"), SECONDS)
+    server, worker = (logged_process(folders[0], name) for name in ("vLLMHttpServer", "WorkerDict"))
     wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), SECONDS)
     server.kill()
     output, _ = lost.communicate(timeout=SECONDS)
@@ -129,7 +135,7 @@ def test_of_two_runs_at_once_one_survives_the_others_lost_engine(warm_python):
     assert "training failed: ray.exceptions.ActorDiedError" in output
     output, _ = kept.communicate(timeout=SECONDS)
     assert kept.returncode == 0, output
-    assert max(read_metrics(ROOT / "outputs/test_kept/metrics.jsonl")) == 30
+    assert max(read_metrics(folders[1] / "metrics.jsonl")) == 30
 
 
 def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, tmp_path):

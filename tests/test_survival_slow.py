@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -24,14 +23,11 @@ from tests.conftest import ROOT
 from tests.slurm import missing
 from tests.test_cluster_slow import submit, wait_for_step, warm_slurm
 from tests.test_processes import wait_until
-from tests.test_run_slow import SECONDS, assert_nothing_is_left, experiment
+from tests.test_run_slow import SECONDS, SIZES, assert_nothing_is_left, experiment, logged_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 NAME = "test_survival"
-STEPS, SAVE_EVERY, KEPT = 60, 5, 3
-# 84 problems are 10 batches of 8 and 4 problems left out, so that every second checkpoint ends an epoch.
-SIZES = ["data.train_max_samples=84", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
-SIZES += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8"]
+STEPS, SAVE_EVERY, KEPT = 60, 5, 3  # every second checkpoint ends an epoch
 
 
 def data_loader():
@@ -74,9 +70,9 @@ def test_the_order_survives_a_resume_anywhere_in_an_epoch(undisturbed):
 
 def overrides(folder):
     """Return what makes the demo this run."""
-    lengths = [f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={SAVE_EVERY}", "trainer.test_freq=-1"]
-    kept = ["trainer.val_before_train=false", f"trainer.max_actor_ckpt_to_keep={KEPT}"]
-    return [f"trainer.experiment_name={NAME}", *SIZES, *lengths, *kept, f"trainer.rollout_data_dir={folder}/rollouts"]
+    saved = [f"trainer.save_freq={SAVE_EVERY}", f"trainer.max_actor_ckpt_to_keep={KEPT}"]
+    lengths = [f"trainer.total_training_steps={STEPS}", *saved]
+    return [f"trainer.experiment_name={NAME}", *SIZES, *lengths, f"trainer.rollout_data_dir={folder}/rollouts"]
 
 
 def start(folder, env):
@@ -92,9 +88,7 @@ def victim(folder, kind, since):
     """
     with contextlib.suppress(psutil.NoSuchProcess):
         if kind in LOGGED:
-            log = (folder / "train.log").read_bytes()[since:].decode(errors="replace")
-            pids = re.findall(rf"\({LOGGED[kind]} pid=(\d+)", log)
-            return psutil.Process(int(pids[-1])) if pids else None
+            return logged_process(folder, LOGGED[kind], since)
         for process in psutil.process_iter():  # of other runs there are raylets too
             if process.name() == "raylet" and f"{folder}/" in process.environ().get("VERL_FILE_LOGGER_PATH", ""):
                 return process
