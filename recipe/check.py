@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.command import run
-from recipe import preflight
-from recipe.compose import UNDECLARED_KEYS, compose_unresolved, config_names, device, resolve
+from recipe import attention, preflight
+from recipe.compose import UNDECLARED_KEYS, compose_unresolved, config_names, resolve
+from recipe.machine import device
 from recipe.paper import BACKBONES, VALUES, Value, backbone
 from recipe.tracking import use_wandb
 
@@ -52,6 +53,7 @@ MACHINE = (
     "*.engine_kwargs.vllm.kv_cache_memory_bytes",
     "*.checkpoint_engine",
     "*.nccl_timeout",
+    "actor_rollout_ref.model.override_config.*attn_implementation",
     "actor_rollout_ref.actor.fsdp_config.*offload*",
     "actor_rollout_ref.actor.fsdp_config.fsdp_size",
     "actor_rollout_ref.actor.fsdp_config.forward_prefetch",
@@ -80,6 +82,10 @@ def pair(config: DictConfig, stated: Value) -> tuple[Any, Any]:
     if stated.key == "reward.custom_reward_function.path":
         same = actual and Path(actual).expanduser().resolve() == ROOT / expected
         return expected, expected if same else actual
+    if stated.key == attention.KEY:
+        asked = attention.requested(config)
+        kernel = attention.choose(config.trainer.device) if asked == attention.PACKED else asked
+        return expected, attention.describe(kernel, asked)
     if stated.key == "data.val_files":
         return expected, [Path(file).name for file in preflight.files(actual)]
     model = backbone(config.actor_rollout_ref.model.path)

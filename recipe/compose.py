@@ -18,6 +18,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recipe.machine import count_gpus, device
+
+# In a config: as many of this machine's GPUs as divide a number.
+OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
+
 CONFIG_FOLDER = Path(__file__).resolve().parent / "config"
 
 # Keys that verl 0.9.1 reads although its own YAML files do not declare them, each with the reader.
@@ -79,18 +84,6 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     if unknown:
         raise ValueError(f"{name}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
     return config
-
-
-def device() -> str:
-    """Return "cpu" or "cuda": JUSTRL_DEVICE if set, else what the machine has.
-
-    Raises:
-        ValueError: JUSTRL_DEVICE is something else.
-    """
-    asked = os.environ.get("JUSTRL_DEVICE")
-    if asked not in (None, "", "cpu", "cuda"):
-        raise ValueError(f"JUSTRL_DEVICE={asked}: use cpu or cuda")
-    return asked or ("cuda" if Path("/proc/driver/nvidia/gpus").is_dir() else "cpu")
 
 
 def verl_config_folder() -> Path:

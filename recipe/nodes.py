@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,19 +24,25 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.command import run as run_command
-from recipe.compose import compose, device
-from recipe.preflight import CPUS_PER_RANK, files, ray_cpus_needed
+from recipe import machine
+from recipe.compose import compose
+from recipe.machine import FREE_SPACE, device
+from recipe.preflight import CPUS_PER_RANK, demand_here, files, ray_cpus_needed
 from recipe.processes import python_path
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("run_justrl.sh", "recipe", "reward", "data_prep", "eval")
-ROOM = {"/tmp": 2.0, "/dev/shm": 1.0}  # GB that Ray's logs and spilled objects, and its shared memory, need at least
-IDLE_MIB = 1024  # a GPU on which more is in use is somebody's
 SECONDS_TO_ANSWER = 25
 
 
 def describe(wanted: dict) -> dict:
-    """Return what this node has of what is `wanted`: root (of the code), folder, token (a file in it), paths, port."""
+    """Return what this node has and lacks.
+
+    Args:
+        wanted: root (of the code), token (a file in the run's folder), paths, port and demand, as `look` makes them.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for a task without a GPU
     digest = hashlib.sha256()
     for top in CODE:
         path = Path(wanted["root"]) / top
@@ -45,21 +50,19 @@ def describe(wanted: dict) -> dict:
             if file.suffix in (".py", ".yaml", ".json", ".sh") and file.is_file():
                 digest.update(f"{file.relative_to(wanted['root'])}\n".encode() + file.read_bytes())
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    used = []
-    if shutil.which(query[0]):
-        out = subprocess.run(query, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER).stdout
-        used = [int(line) for line in out.splitlines() if line.strip().isdigit()]
+    demand = machine.Demand(**wanted["demand"]) if wanted["demand"] else None
+    found = machine.gpus()
     return {
         "node": socket.gethostname(),
         "code": digest.hexdigest()[:8],
         "packages": packages | {"Python": sys.version.split()[0]},
-        "gpus": len(used),
-        "free_gpus": len([mib for mib in used if mib < IDLE_MIB]),
+        "gpus": len(found),
+        "free_gpus": len([gpu for gpu in found if demand and gpu.free >= demand.share * gpu.total]),
+        "lacks": [*machine.lacks(demand), *machine.in_use(demand)] if demand else machine.space_lacks(),
         "cpus": int(os.environ.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0))),
         "shared": Path(wanted["token"]).is_file(),
         "unseen": [path for path in wanted["paths"] if not Path(path).exists()],
-        "room": {path: shutil.disk_usage(path).free / 1e9 for path in ROOM},
+        "free": machine.free_space(),
         "port_free": wanted["port"] is None or is_free(wanted["port"]),
     }
 
@@ -160,23 +163,13 @@ def complaints(answers: list[dict], config: DictConfig) -> list[str]:
                 f"{name}: {package} {versions[0]}, and {first['node']} has {versions[1]}"
                 f" ({len(set(differing))} packages differ); give all nodes the same environment"
             )
-        if config.trainer.device == "cuda" and node["free_gpus"] < ranks:
-            found.append(
-                f"{name}: {node['free_gpus']} of {node['gpus']} GPUs are free, and the run wants {ranks} on each node;"
-                " end what uses them (nvidia-smi) or set trainer.n_gpus_per_node"
-            )
+        found += [f"{name}: {line}" for line in node["lacks"]]
         if not node["shared"]:
             found.append(
                 f"{name}: does not see the run's folder; set trainer.default_local_dir to a shared file system"
             )
         if node["unseen"]:
             found.append(f"{name}: does not see {node['unseen'][0]}; put it on a file system that all nodes share")
-        for path, needed in ROOM.items():
-            if node["room"][path] < needed:
-                found.append(
-                    f"{name}: {node['room'][path]:.2f} GB free in {path}, {needed:.0f} GB needed; free some,"
-                    " in a container by --ipc=host or --shm-size"
-                )
         if node["cpus"] < ranks * CPUS_PER_RANK:
             found.append(
                 f"{name}: {node['cpus']} CPUs, and {ranks} ranks need {ranks * CPUS_PER_RANK}; "
@@ -192,12 +185,14 @@ def complaints(answers: list[dict], config: DictConfig) -> list[str]:
 
 def table(answers: list[dict], config: DictConfig) -> Table:
     """Return a row for each node."""
-    shown = Table("node", "GPUs free", "CPUs", "code", "packages", *(f"{path} GB free" for path in ROOM), box=None)
+    shown = Table(
+        "node", "GPUs free", "CPUs", "code", "packages", *(f"{path} GB free" for path in FREE_SPACE), box=None
+    )
     for node in answers:
         gpus = f"{node['free_gpus']}/{node['gpus']}" if config.trainer.device == "cuda" else "none"
         packages = hashlib.sha256(json.dumps(sorted(node["packages"].items())).encode()).hexdigest()[:8]
-        room = [f"{free:.0f}" for free in node["room"].values()]
-        shown.add_row(node["node"], gpus, str(node["cpus"]), node["code"], packages, *room)
+        free = [f"{node['free'].get(path, 0):.0f}" for path in FREE_SPACE]
+        shown.add_row(node["node"], gpus, str(node["cpus"]), node["code"], packages, *free)
     return shown
 
 
@@ -213,6 +208,7 @@ def look(config: DictConfig) -> list[dict]:
         "token": str(token),
         "paths": [str(Path(path).absolute()) for path in paths if path and Path(path).exists()],
         "port": int(port) if port else None,
+        "demand": demand_here(config)._asdict() if config.trainer.device == "cuda" else None,
     }
     token.touch()
     try:

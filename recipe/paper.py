@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipe import attention
+
 PAPER = "paper, table 2"
 TEXT = "paper, section 2"
 SCRIPT = "released launch script"
@@ -120,6 +122,7 @@ VALUES = (
     Value(f"{_ACTOR}.fsdp_config.optimizer_offload", False, SCRIPT, "speed and memory", machine=True),
     Value("actor_rollout_ref.model.enable_gradient_checkpointing", True, SCRIPT, "speed and memory", machine=True),
     Value("actor_rollout_ref.model.use_remove_padding", True, SCRIPT, "speed and memory", machine=True),
+    Value(attention.KEY, "flash_attention_2", VERL, "speed, memory and rounding", machine=True),
     Value(f"{_ROLLOUT}.name", "vllm", SCRIPT, "speed and rounding", machine=True),
     Value(f"{_ROLLOUT}.dtype", "bfloat16", VERL, "speed, memory and rounding", machine=True),
     Value(f"{_ROLLOUT}.tensor_model_parallel_size", 1, SCRIPT, "speed and memory", machine=True),

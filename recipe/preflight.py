@@ -12,6 +12,8 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from data_prep.parquet import open_rows
+from recipe import attention, machine
+from recipe.memory import demand
 from recipe.resume import complete_checkpoints
 
 # CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
@@ -49,6 +51,7 @@ def check_config(config: DictConfig) -> None:
     check_reward(config)
     check_batch(config)
     check_lengths(config)
+    attention.check(config)
 
 
 def check_machine(config: DictConfig) -> None:
@@ -83,7 +86,7 @@ def check_resume(config: DictConfig) -> None:
 
 
 def check_nodes(config: DictConfig) -> None:
-    """Nodes and GPUs are there, or a Ray cluster or a Slurm job that may have them, see `recipe.nodes`."""
+    """Nodes and what a run needs on this one are there, or a Ray cluster that may have them, see `recipe.nodes`."""
     if os.environ.get("RAY_ADDRESS"):
         return
     there = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
@@ -92,10 +95,22 @@ def check_nodes(config: DictConfig) -> None:
             f"the run wants {config.trainer.nnodes} nodes and there is {there}; set RAY_ADDRESS to a Ray cluster, "
             f"submit it with sbatch --nodes {config.trainer.nnodes}, or set trainer.nnodes={there}"
         )
-    gpus = Path("/proc/driver/nvidia/gpus")
-    if config.trainer.device == "cuda" and gpus.is_dir() and len(list(gpus.iterdir())) < config.trainer.n_gpus_per_node:
-        there = len(list(gpus.iterdir()))
-        raise ValueError(f"this machine has {there} GPUs; set trainer.n_gpus_per_node={there}")
+    if config.trainer.device == "cuda" and (lacks := machine.lacks(demand_here(config))):
+        raise ValueError(lacks[0])
+
+
+def demand_here(config: DictConfig) -> machine.Demand:
+    """Return what a run asks of each of its machines."""
+    each = config.trainer.n_gpus_per_node
+    return machine.Demand(each, **demand(config, each * config.trainer.nnodes))
+
+
+def check_gpus_free(config: DictConfig) -> None:
+    """Nothing else uses this machine's GPUs; asked when what a dead start left of this run has ended."""
+    if config.trainer.device != "cuda" or os.environ.get("RAY_ADDRESS"):
+        return
+    if taken := machine.in_use(demand_here(config)):
+        raise ValueError(taken[0])
 
 
 def files(value: str | ListConfig | list) -> list[str]:

@@ -31,6 +31,12 @@ TRIES = 5  # to take a lock, within a second
 SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5
 HEARTBEAT_SECONDS = 5
 SILENT_SECONDS = 30  # without a heartbeat, after which a holder on another machine is dead
+# Ray fails where its node takes more than 30 s to start or a worker more than 60, as on a machine with other work.
+RAY_PATIENCE = {
+    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_worker_register_timeout_seconds": "1800",
+}
 LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec only calls are safe
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

@@ -24,11 +24,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from data_prep.command import run as run_command
 from data_prep.files import write_text_whole
-from recipe import preflight
+from recipe import attention, preflight
 from recipe.check import add_arguments, compare, flat, require_paper
-from recipe.compose import device
 from recipe.health import Warnings
-from recipe.processes import ProcessRecord, adopt_orphans, end_with_parent, python_path, run_lock, scratch
+from recipe.machine import device
+from recipe.processes import (
+    RAY_PATIENCE,
+    ProcessRecord,
+    adopt_orphans,
+    end_with_parent,
+    python_path,
+    run_lock,
+    scratch,
+)
 from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training, validation_accuracy
 from recipe.resume import (
     DISCARDED,
@@ -95,6 +103,8 @@ def prepare_config(config: DictConfig, step: int) -> None:
             # Without "local" Ray joins whatever cluster it finds on the machine.
             config.ray_kwargs.ray_init.address = "local"
             config.ray_kwargs.ray_init.include_dashboard = False
+            # Ray would count what a container may use of the CPUs, and verl waits for ever for more.
+            config.ray_kwargs.ray_init.num_cpus = config.ray_kwargs.ray_init.num_cpus or os.cpu_count()
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
             config.ray_kwargs.ray_init.runtime_env.env_vars = fixed_environment(config)
@@ -118,18 +128,23 @@ def fixed_environment(config: DictConfig) -> dict[str, str]:
         "PYTHONPATH": python_path(),
         "VERL_FILE_LOGGER_PATH": str(attempt_path(config).resolve()),
         "TENSORBOARD_DIR": str((run_folder(config) / "tensorboard").resolve()),
+        "VLLM_NO_USAGE_STATS": "1",
         **wandb_environment(config, run_folder(config)),
-        **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else {}),
+        **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else gpu_environment(config)),
     }
+
+
+def gpu_environment(config: DictConfig) -> dict[str, str]:
+    """Return the variables of a run on GPUs: CPU threads for an optimizer that steps there, of which Ray gives one."""
+    if not config.actor_rollout_ref.actor.fsdp_config.offload_policy:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // config.trainer.n_gpus_per_node))}
 
 
 def environment(config: DictConfig, temporary: Path) -> dict[str, str]:
     """Return the whole environment of the driver, and so of every process of a local Ray."""
-    fixed = fixed_environment(config) | {
-        "JUSTRL_PYTHON": sys.executable,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+    fixed = RAY_PATIENCE | os.environ | fixed_environment(config)
+    fixed |= {"JUSTRL_PYTHON": sys.executable, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     if not os.environ.get("RAY_ADDRESS"):
         fixed |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "TMPDIR": str(temporary)}
         kept = tempfile.gettempdir()  # for logs, and for what was compiled
@@ -139,7 +154,7 @@ def environment(config: DictConfig, temporary: Path) -> dict[str, str]:
                 "TORCHINDUCTOR_CACHE_DIR", f"{kept}/torchinductor_{getpass.getuser()}"
             )
         }
-    return os.environ | fixed
+    return fixed
 
 
 def changed_keys(before: Path, config: DictConfig) -> list[str]:
@@ -221,6 +236,7 @@ def train(config: DictConfig) -> int:
         record = ProcessRecord(folder)
         if ended := record.end_leftovers():
             print(f"ended {ended} processes that a dead run had left")
+        preflight.check_gpus_free(config)
         step = agree(metrics_path, attempt, checkpoints)
         (folder / STOP).unlink(missing_ok=True)
         for aside in checkpoints.glob("discarded_*"):
@@ -240,6 +256,7 @@ def train(config: DictConfig) -> int:
                 os.environ["JUSTRL_WARM_PYTHON"] = socket
             if step and (changed := changed_keys(folder / "config.yaml", config)):
                 print(f"  note: since the last start changed {', '.join(changed)}")
+            print(f"  attention: {attention.settle(config)}", flush=True)
             prepare_config(config, step)
             write_text_whole(folder / "config.yaml", OmegaConf.to_yaml(config, sort_keys=True))
             log_start = log.tell()

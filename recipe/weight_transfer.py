@@ -18,6 +18,7 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
 EXECUTE = ServerAdapter._execute_method
+ASK_SECONDS = 5.0  # a transfer takes seconds at most
 RUN = "VERL_FILE_LOGGER_PATH"  # in the environment of all processes of a run, and of no other run's
 
 
@@ -38,17 +39,29 @@ async def execute_watched(self, method: str, non_block: bool = False, **options)
     """Stand in for `ServerAdapter._execute_method`: a call that is not waited for is watched by a thread."""
     future = await EXECUTE(self, method, non_block, **options)
     if non_block and future is not None:
-        threading.Thread(target=end_unless_done, args=(future,), daemon=True).start()
+        threading.Thread(target=end_unless_done, args=(future, self.server_handle), daemon=True).start()
     return future
 
 
-def end_unless_done(future: ray.ObjectRef) -> None:
-    """End this process if the engine fails to take its weights: the socket blocks every other way out."""
+def end_unless_done(future: ray.ObjectRef, server: ray.actor.ActorHandle) -> None:
+    """End this process if the engine fails to take its weights: the socket blocks every other way out.
+
+    vLLM answers a call that was under way when its core process died neither with a result nor with an error
+    (`vllm.v1.engine.core_client.AsyncMPClient`), so the server is asked now and then whether it has noticed a death.
+    """
     try:
+        while not ray.wait([future], timeout=ASK_SECONDS)[0]:
+            if ray.get(server.__ray_call__.remote(has_failed)):
+                raise RuntimeError("the vLLM engine died while it took new weights")
         ray.get(future)
-    except ray.exceptions.RayError:
+    except (ray.exceptions.RayError, RuntimeError):
         traceback.print_exc()
         os._exit(1)
+
+
+def has_failed(server) -> bool:
+    """Return whether vLLM's engine is lost; runs in the server's process."""
+    return server.engine.errored
 
 
 ServerAdapter._execute_method = execute_watched

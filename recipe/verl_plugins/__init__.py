@@ -1,0 +1,1 @@
+"""What verl loads by name, in its own processes."""
