@@ -31,6 +31,7 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_JUDGE              model that eval.grade asks about what its rule rejects
              JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
              JUSTRL_PYTHON_BIN         the Python to make the environment with
+             JUSTRL_FLASH_ATTN=1|WHEEL builds flash-attn with the machine's CUDA toolkit, or installs a wheel of it
              JUSTRL_SETUP=0            makes no environment: the packages are on the PATH, as in a container
              RAY_ADDRESS               trains on this Ray cluster; on Slurm one is made of the job's nodes
              JUSTRL_NODES, JUSTRL_GPUS_PER_NODE  machines to train on (default: Slurm's, else the config's)
@@ -79,82 +80,27 @@ config="${config:-demo}"
 
 # ---------------------------------------------------------------- environment
 
+# Some sandboxes have the device without /proc, or the other way round.
 if [ -z "${JUSTRL_DEVICE:-}" ]; then
-  [ -d /proc/driver/nvidia/gpus ] && JUSTRL_DEVICE=cuda || JUSTRL_DEVICE=cpu
+  JUSTRL_DEVICE=cpu
+  if [ -d /proc/driver/nvidia/gpus ] || [ -e /dev/nvidiactl ] || nvidia-smi -L 2>/dev/null | grep -q ^GPU; then
+    JUSTRL_DEVICE=cuda
+  fi
 fi
-case "$JUSTRL_DEVICE" in
-  cpu) requirements=requirements-cpu.txt supported="3.11" ;;
-  cuda) requirements=requirements.txt supported="3.12 3.11 3.10" ;;
-  *) die "JUSTRL_DEVICE=$JUSTRL_DEVICE: use cpu or cuda" ;;
-esac
 export JUSTRL_DEVICE
-
-# Prints the first supported Python on this machine; uv can fetch one where there is none.
-find_python() {
-  local version candidate
-  for version in $supported; do
-    for candidate in "${JUSTRL_PYTHON_BIN:-python$version}" python3 python; do
-      if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
-        command -v "$candidate" && return
-      fi
-    done
-  done
-  command -v uv >/dev/null && echo "${supported%% *}" && return
-  die "needs Python ${supported// / or } ($JUSTRL_DEVICE) and found $(python3 --version 2>&1); install it or uv, or set JUSTRL_PYTHON_BIN"
-}
-
-# Places where pip is configured to look for wheels; uv does not read them by itself.
-find_links() {
-  "$1" -m pip config list 2>/dev/null | sed -n "s/.*find-links='\(.*\)'$/\1/p" | sed 's/\\n/ /g' | tr ' ' '\n' | sort -u | sed '/^$/d; s/^/--find-links=/'
-}
-
-set_up() {
-  local python stamp=.venv/.justrl-$JUSTRL_DEVICE
-  if [ -f "$stamp" ] && cmp -s "$requirements" "$stamp"; then return; fi
-  python=$(find_python)
-  echo "environment: $requirements for Python $python into .venv"
-  local links install uv
-  mapfile -t links < <(find_links "$python")
-  if uv=$(command -v uv); then
-    uv venv --quiet --clear --python "$python" .venv
-  else
-    "$python" -m venv --clear .venv
-    # uv does in half a minute what takes pip several.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check uv || echo "no uv to be had; pip takes longer"
-    uv=.venv/bin/uv
-  fi
-  if [ -x "$uv" ]; then
-    install=("$uv" pip install --quiet --python .venv/bin/python --no-deps "${links[@]}")
-  else
-    install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "${links[@]}")
-  fi
-  if [ "$JUSTRL_DEVICE" = cpu ]; then
-    local torch
-    torch=$(grep -o '^torch==[^ ]*' "$requirements")
-    # The +cpu build is not on PyPI: first the configured places, then PyTorch's own index.
-    "${install[@]}" --no-index "$torch" 2>/dev/null ||
-      "${install[@]}" --index-url https://download.pytorch.org/whl/cpu "$torch"
-    "${install[@]}" -r "$requirements"
-  else
-    # flash-attn is built against the torch that is installed.
-    "${install[@]}" -r <(grep -v '^flash-attn==' "$requirements")
-    "${install[@]}" --no-build-isolation "$(grep -o '^flash-attn==[^ ]*' "$requirements")"
-  fi
-  cp "$requirements" "$stamp"
-}
 
 started=$SECONDS
 stage() { echo "== $1 ($((SECONDS - started)) s)"; }
 
 # Of two starts the second waits until the environment is there. The kernel releases a lock when its
-# holder dies; set_up's children do not inherit it, so that nothing they leave behind can hold it.
+# holder dies; the setup's children do not inherit it, so that nothing they leave behind can hold it.
 stage environment
 mkdir -p outputs
 if [ "${JUSTRL_SETUP:-1}" != 0 ]; then
   exec 9>outputs/.setup.lock
   # A status other than 1: a file system without locks.
   flock --nonblock 9 || [ $? != 1 ] || { echo "waiting: another start is setting up the environment" && flock 9; }
-  set_up 9>&-
+  scripts/setup_env.sh 9>&-
   exec 9>&-
   export PATH="$PWD/.venv/bin:$PATH"
 fi

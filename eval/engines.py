@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from recipe.machine import device
-from recipe.processes import RAY_PATIENCE, python_path
+from recipe.processes import RAY_PATIENCE, python_path, temporary_root
 
 TRIES = 3  # of one request, and starts of one engine
 # Requests at one engine. Per token, decoding reads the weights once and every request's keys and values: from some 200
@@ -212,7 +212,7 @@ async def ray_engines(options: dict, sampling: dict, workers: int | None) -> Asy
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": False, "num_cpus": max(os.cpu_count(), workers or 1)} if address == "local" else {}
     terminate = signal.getsignal(signal.SIGTERM)
-    os.environ.update(RAY_LOCAL | os.environ)
+    os.environ.update({"RAY_TMPDIR": str(temporary_root()), **RAY_LOCAL} | os.environ)
     ray.init(address=address, log_to_driver=True, **local)
     signal.signal(signal.SIGTERM, terminate)  # Ray's own handler leaves by itself, past every `finally`
     try:
@@ -222,7 +222,7 @@ async def ray_engines(options: dict, sampling: dict, workers: int | None) -> Asy
         workers = workers or (1 if cpu else gpus // each)
         variables = {"PYTHONPATH": python_path(), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
         # FlashInfer's sampler would be compiled at the start, with nvcc, and never used: every request has a seed.
-        variables |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+        variables |= {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_RPC_BASE_PATH": str(temporary_root())}
         if cpu:
             variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             variables |= {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // workers))}

@@ -51,7 +51,8 @@ def settle(config: DictConfig) -> str:
     with open_dict(config):
         config.actor_rollout_ref.model.override_config.pop("attn_implementation", None)
         config.actor_rollout_ref.model.override_config._attn_implementation = kernel
-    return describe(kernel, asked)
+    why = f" ({flash_attn_problem()})" if (asked, kernel) == (PACKED, TORCH) else ""
+    return describe(kernel) + why
 
 
 def check(config: DictConfig) -> None:
@@ -69,15 +70,14 @@ def check(config: DictConfig) -> None:
         raise ValueError(f"{KEY}={asked}: {problem}; use {TORCH}")
 
 
-def describe(kernel: str, asked: str = PACKED) -> str:
-    """Return a kernel for people, such as "FlashAttention 2 of torch 2.11.0 (flash-attn is not installed)"."""
+def describe(kernel: str) -> str:
+    """Return a kernel for people, such as "FlashAttention 2 of torch 2.11.0"."""
     if kernel == FLASH_ATTN:
         return f"flash-attn {version('flash_attn')}"
     if kernel == TORCH:
-        why = flash_attn_problem() if asked == PACKED else "chosen in the config"
-        return f"FlashAttention 2 of torch {version('torch')} ({why})"
+        return f"FlashAttention 2 of torch {version('torch')}"
     if kernel == REFERENCE:
-        return f"scaled_dot_product_attention of torch {version('torch')}, one sequence at a time"
+        return f"sdpa of torch {version('torch')}, one sequence at a time"
     return f"{kernel} of transformers {version('transformers')}"
 
 

@@ -55,6 +55,7 @@ MACHINE = (
     "*.nccl_timeout",
     "actor_rollout_ref.model.override_config.*attn_implementation",
     "actor_rollout_ref.actor.fsdp_config.*offload*",
+    "actor_rollout_ref.actor.fsdp_config.strategy",
     "actor_rollout_ref.actor.fsdp_config.fsdp_size",
     "actor_rollout_ref.actor.fsdp_config.forward_prefetch",
     "actor_rollout_ref.actor.fsdp_config.reshard_after_forward",
@@ -85,7 +86,7 @@ def pair(config: DictConfig, stated: Value) -> tuple[Any, Any]:
     if stated.key == attention.KEY:
         asked = attention.requested(config)
         kernel = attention.choose(config.trainer.device) if asked == attention.PACKED else asked
-        return expected, attention.describe(kernel, asked)
+        return expected, attention.describe(kernel)
     if stated.key == "data.val_files":
         return expected, [Path(file).name for file in preflight.files(actual)]
     model = backbone(config.actor_rollout_ref.model.path)
@@ -184,7 +185,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def table(comparisons: list[Comparison]) -> Table:
     """Return comparisons as a table for the terminal."""
-    rows = Table("key", "paper", "this config", "", "source", "affects", box=None, pad_edge=False)
+    rows = Table(box=None, pad_edge=False)
+    for title in ("key", "paper", "this config", "", "source", "affects"):
+        rows.add_column(title, no_wrap=title == "key")
     for c in comparisons:
         words = (str(c.expected), "" if c.status == "same" else str(c.actual), "" if c.status == "same" else c.status)
         rows.add_row(c.stated.key, *words, c.stated.source, c.stated.affects, style=STATUS_STYLES[c.status])

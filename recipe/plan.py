@@ -10,6 +10,7 @@ GPUs. Low and high vary what is not measured, and the length of the responses. `
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,21 +23,21 @@ from recipe.preflight import BYTES_PER_PARAMETER, check_batch
 
 
 class GPUType(NamedTuple):
-    """Dense bf16 FLOP/s and memory bytes/s (NVIDIA's data sheets), GiB that processes can use, words of NVML's name."""
+    """Dense bf16 FLOP/s and memory bytes/s (NVIDIA's data sheets), GiB that processes can use, what NVML's name has."""
 
     flops: float
     bandwidth: float
     gib: float
-    names: tuple[str, ...]
+    pattern: str
 
 
 GPUS = {
-    "A800-80GB": GPUType(312e12, 2.039e12, 79, ("A800",)),  # an A100 with slower NVLink
-    "A100-80GB": GPUType(312e12, 2.039e12, 79, ("A100", "80GB")),
-    "H100-80GB": GPUType(989e12, 3.35e12, 79, ("H100", "HBM3")),  # SXM; the PCIe card is slower
-    "H200": GPUType(989e12, 4.8e12, 139, ("H200",)),
-    "A10-24GB": GPUType(125e12, 0.6e12, 22, ("A10",)),
-    "RTX4090-24GB": GPUType(165e12, 1.008e12, 23, ("4090",)),
+    "A800-80GB": GPUType(312e12, 2.039e12, 79, "A800"),  # an A100 with slower NVLink
+    "A100-80GB": GPUType(312e12, 2.039e12, 79, "A100.*80GB"),
+    "H100-80GB": GPUType(989e12, 3.35e12, 79, "H100.*HBM3"),  # SXM; the PCIe card is slower
+    "H200": GPUType(989e12, 4.8e12, 139, "H200"),
+    "A10-24GB": GPUType(125e12, 0.6e12, 22, r"A10\b"),
+    "RTX4090-24GB": GPUType(165e12, 1.008e12, 23, "4090"),
 }
 
 
@@ -68,7 +69,7 @@ SQUARE = 1.4  # assumed: mean square length over squared mean length, as of a lo
 
 def gpu_type(name: str) -> str | None:
     """Return the type of a GPU by its name in NVML, such as "NVIDIA H100 80GB HBM3"; None for one not listed."""
-    return next((kind for kind, gpu in GPUS.items() if all(word in name for word in gpu.names)), None)
+    return next((kind for kind, gpu in GPUS.items() if re.search(gpu.pattern, name)), None)
 
 
 def ideal_seconds(config: DictConfig, shape: dict, gpu: GPUType, lengths: Lengths, cache: float) -> dict[str, float]:

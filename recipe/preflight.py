@@ -56,9 +56,9 @@ def check_config(config: DictConfig) -> None:
 
 def check_machine(config: DictConfig) -> None:
     """What must be on this machine, or reachable from it."""
-    check_nodes(config)
     check_data(config)
     check_model(config.actor_rollout_ref.model.path, window(config))
+    check_nodes(config)
     check_ray_cpus(config)
     check_disk(config)
 

@@ -30,6 +30,8 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 TRIES = 5  # to take a lock, within a second
 SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5
 HEARTBEAT_SECONDS = 5
+# A socket's path may have 107 characters (unix(7)); Ray's take 66 of them, vLLM's in a run's folder 53.
+ROOT_CHARACTERS = 40
 SILENT_SECONDS = 30  # without a heartbeat, after which a holder on another machine is dead
 # Ray fails where its node takes more than 30 s to start or a worker more than 60, as on a machine with other work.
 RAY_PATIENCE = {
@@ -124,10 +126,16 @@ def beats(path: Path, text: str) -> bool:
     return False
 
 
+def temporary_root() -> Path:
+    """Return the machine's folder for temporary files; /tmp where the paths of sockets below it would be too long."""
+    root = Path(tempfile.gettempdir())
+    return root if len(str(root)) <= ROOT_CHARACTERS else Path("/tmp")
+
+
 def scratch_folder(folder: Path) -> Path:
     """Return the name of a run's folder for temporary files, the same at each start."""
     digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
-    return Path(tempfile.gettempdir()) / f"justrl-{digest[:8]}"
+    return temporary_root() / f"justrl-{digest[:8]}"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from data_prep.files import write_text_whole
 
 DISCARDED = "metrics.discarded.jsonl"  # where metrics go that no checkpoint stands behind
@@ -46,6 +48,25 @@ def is_complete(checkpoint: Path) -> bool:
     ranks = max((int(found[1]) for path in shards if (found := re.search(r"world_size_(\d+)", path.name))), default=1)
     parts = [checkpoint / "data.pt", *checkpoint.glob("actor/*.pt")]
     return len(shards) >= ranks and all(zipfile.is_zipfile(part) for part in parts)
+
+
+def check_ranks(checkpoint: Path, config: DictConfig) -> None:
+    """Raise a ValueError of one line if a checkpoint's shards are of another number of ranks or another FSDP.
+
+    verl would look for files that are not there, or fail in the optimizer's state.
+    """
+    try:
+        saved = json.loads((checkpoint / "actor" / "fsdp_config.json").read_text())
+    except FileNotFoundError:
+        return
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    fsdp = 2 if config.actor_rollout_ref.actor.strategy == "fsdp2" else 1
+    if (saved["world_size"], saved["FSDP_version"]) != (ranks, fsdp):
+        raise ValueError(
+            f"{checkpoint}: saved by {saved['world_size']} ranks with FSDP {saved['FSDP_version']}, and this start has "
+            f"{ranks} with FSDP {fsdp}; continue with the same (trainer.nnodes, trainer.n_gpus_per_node, "
+            "actor_rollout_ref.actor.strategy), or give the run another trainer.experiment_name"
+        )
 
 
 def complete_checkpoints(folder: Path) -> list[int]:

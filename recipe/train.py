@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from recipe.processes import (
     python_path,
     run_lock,
     scratch,
+    temporary_root,
 )
 from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training, validation_accuracy
 from recipe.resume import (
@@ -43,6 +43,7 @@ from recipe.resume import (
     STOP,
     agree,
     best_checkpoint,
+    check_ranks,
     complete_checkpoints,
     format_metrics,
     read_metrics,
@@ -147,7 +148,7 @@ def environment(config: DictConfig, temporary: Path) -> dict[str, str]:
     fixed |= {"JUSTRL_PYTHON": sys.executable, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     if not os.environ.get("RAY_ADDRESS"):
         fixed |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "TMPDIR": str(temporary)}
-        kept = tempfile.gettempdir()  # for logs, and for what was compiled
+        kept = str(temporary_root())  # for logs, and for what was compiled
         fixed |= {"RAY_TMPDIR": os.environ.get("RAY_TMPDIR", kept)}
         fixed |= {
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get(
@@ -246,6 +247,8 @@ def train(config: DictConfig) -> int:
         if total and step >= total:
             print(f"training is done: {folder} is at step {step}")
             return 0
+        if step:
+            check_ranks(checkpoints / f"global_step_{step}", config)
         purge_tensorboard(folder / "tensorboard", step)
         print(f"training {config.trainer.experiment_name} " + (f"from step {step}" if step else "from the start"))
         print(f"  folder {folder}, full output in {log_path}", flush=True)

@@ -21,7 +21,7 @@ def config():
 def answers(**second):
     """Return what two nodes with all that the config needs answer, the second one with something else."""
     node = {"node": "n1", "code": "c", "packages": {"ray": "2.60.0", "torch": "2.11.0"}, "gpus": 8, "free_gpus": 8}
-    node |= {"cpus": 64, "shared": True, "unseen": [], "room": {"/tmp": 9.0, "/dev/shm": 9.0}, "port_free": True}
+    node |= {"cpus": 64, "shared": True, "unseen": [], "lacks": [], "free": {"/tmp": 9.0}, "port_free": True}
     return [node, node | {"node": "n2"} | second]
 
 
@@ -35,10 +35,9 @@ def test_nothing_is_said_of_nodes_that_fit(config):
         ({"code": "d"}, "n2: other code than n1 has; put the repository on a shared file system"),
         ({"packages": {"torch": "2.11.0"}}, "n2: ray no version, and n1 has 2.60.0 (1 packages differ)"),
         ({"packages": {"ray": "2.59.0", "torch": "2.10.0"}}, "n2: ray 2.59.0, and n1 has 2.60.0 (2 packages differ)"),
-        ({"free_gpus": 7}, "n2: 7 of 8 GPUs are free, and the run wants 8 on each node"),
+        ({"lacks": ["the run wants 8 GPUs and there are 7"]}, "n2: the run wants 8 GPUs and there are 7"),
         ({"shared": False}, "n2: does not see the run's folder"),
         ({"unseen": ["/models/m"]}, "n2: does not see /models/m; put it on a file system that all nodes share"),
-        ({"room": {"/tmp": 0.5, "/dev/shm": 9.0}}, "n2: 0.50 GB free in /tmp, 2 GB needed"),
         ({"cpus": 23}, "n2: 23 CPUs, and 8 ranks need 24; give the job more (on Slurm --exclusive"),
     ],
 )
@@ -68,7 +67,13 @@ def test_a_node_describes_itself(tmp_path):
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         assert not is_free(port)
-        wanted = {"root": str(ROOT), "token": str(tmp_path), "paths": [str(tmp_path), "/no/such"], "port": port}
+        wanted = {
+            "root": str(ROOT),
+            "token": str(tmp_path),
+            "paths": [str(tmp_path), "/no/such"],
+            "port": port,
+            "demand": None,
+        }
         found = describe(wanted)
     assert (found["unseen"], found["shared"], found["port_free"]) == (["/no/such"], False, False)
     assert found["packages"]["ray"] == __import__("ray").__version__

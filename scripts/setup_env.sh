@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Makes .venv from the locked packages of JUSTRL_DEVICE, cpu or cuda; run_justrl.sh calls it. Nothing to do: no network.
+# uv installs them, brought by any Python where it is missing, and brings the Python that they need.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+die() {
+  echo "run_justrl.sh: $1" >&2
+  exit 2
+}
+
+case "${JUSTRL_DEVICE:-}" in
+  cpu) requirements=requirements-cpu.txt supported="3.11 3.12" ;;
+  cuda) requirements=requirements.txt supported="3.12 3.11 3.10" ;;
+  *) die "JUSTRL_DEVICE=${JUSTRL_DEVICE:-}: use cpu or cuda" ;;
+esac
+# The system's certificates, as behind a proxy that has its own; the second name is that of older releases of uv.
+export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS-1}" UV_LINK_MODE="${UV_LINK_MODE:-}"
+[ -n "$UV_LINK_MODE" ] || unset UV_LINK_MODE
+quiet=()
+[ -t 2 ] || quiet=(--quiet) # progress bars are for terminals
+
+# Prints the path of uv, which is brought to .uv where there is none.
+find_uv() {
+  local candidate python
+  for candidate in uv .venv/bin/uv .uv/bin/uv .uv/uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
+    "$candidate" --version >/dev/null 2>&1 && command -v "$candidate" && return
+  done
+  for python in "${JUSTRL_PYTHON_BIN:-python3}" python3 python python2; do
+    command -v "$python" >/dev/null || continue
+    # pip knows the mirrors that a lab may have; without it, or for an old Python, from PyPI.
+    "$python" -m pip install -qq --target .uv 'uv>=0.9' >/dev/null 2>&1 && echo .uv/bin/uv && return
+    "$python" scripts/get_uv.py .uv && return
+  done
+  die "needs uv, and no Python here could fetch it; see https://docs.astral.sh/uv/getting-started/installation"
+}
+
+# Prints the Python for .venv: of this machine, or the version that uv is to bring. On a GPU it needs its headers, since
+# Triton compiles at run time, and uv's own has them.
+find_python() {
+  local version found
+  for version in "${JUSTRL_PYTHON_BIN:-}" $supported; do
+    [ -n "$version" ] || continue
+    found=$("$uv" python find --no-python-downloads --no-project "$version" 2>/dev/null) || continue
+    [ "$JUSTRL_DEVICE" = cpu ] || has_headers "$found" || continue
+    [[ " $supported " == *" $(version_of "$found") "* ]] && echo "$found" && return
+  done
+  [ -z "${JUSTRL_PYTHON_BIN:-}" ] || die "JUSTRL_PYTHON_BIN=$JUSTRL_PYTHON_BIN: no Python ${supported// / or } with its headers"
+  echo "${supported%% *}"
+}
+
+version_of() { "$1" -c "import sys; print('%d.%d' % sys.version_info[:2])"; }
+has_headers() { "$1" -c "import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()['include'] + '/Python.h'))"; }
+
+# Prints uv's options for the places where pip is configured to look, which uv does not read.
+pip_places() {
+  local line option
+  python3 -m pip config list 2>/dev/null | while read -r line; do
+    case "$line" in
+      *.find-links=*) option=--find-links ;;
+      *.extra-index-url=*) option=--index ;;
+      *.index-url=*) option=--default-index ;;
+      *) continue ;;
+    esac
+    tr ' ' '\n' <<<"${line#*=}" | sed "s/'//g; s/\\\\n/\n/g" | sed "/^$/d; s/^/$option=/"
+  done | sort -u
+}
+
+install_packages() {
+  local torch python
+  python=$(find_python)
+  echo "environment: $requirements for Python $python into .venv"
+  "$uv" venv --quiet --clear --python "$python" .venv ||
+    die "needs Python ${supported// / or } ($JUSTRL_DEVICE), which is not here and which uv could not fetch; install it, or name one by JUSTRL_PYTHON_BIN"
+  if [ "$JUSTRL_DEVICE" = cpu ]; then
+    torch=$(grep -o '^torch==[^ ]*' "$requirements")
+    # The +cpu build is not on PyPI: first the configured places, then PyTorch's own index.
+    "${install[@]}" --no-index "$torch" 2>/dev/null ||
+      "${install[@]}" --default-index https://download.pytorch.org/whl/cpu "$torch"
+    "${install[@]}" -r "$requirements"
+  else
+    "${install[@]}" -r <(grep -v '^flash-attn==' "$requirements")
+  fi
+  cp "$requirements" "$stamp"
+}
+
+# Installs flash-attn if JUSTRL_FLASH_ATTN asks for it: 1 builds it (an hour or two, with a CUDA toolkit), anything else
+# names a wheel. Without it training takes PyTorch's own FlashAttention kernels, so no failure ends the setup.
+install_flash_attn() {
+  local wanted="${JUSTRL_FLASH_ATTN:-0}" log=.venv/flash-attn.log options=()
+  [ "$wanted" != 0 ] && [ "$JUSTRL_DEVICE" = cuda ] || return 0
+  [ "$(cat .venv/.justrl-flash-attn 2>/dev/null)" != "$wanted" ] || return 0
+  if [ "$wanted" = 1 ]; then
+    wanted=$(grep -o '^flash-attn==[^ ]*' "$requirements")
+    options=(--no-build-isolation) # it is built against the torch that is installed
+    if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+      echo "flash-attn: not built, there is no CUDA toolkit (nvcc); training uses PyTorch's own FlashAttention kernels"
+      return 0
+    fi
+  fi
+  echo "flash-attn: installing $wanted, its output in $log"
+  if "${install[@]}" "${options[@]}" "$wanted" >"$log" 2>&1; then
+    echo "${JUSTRL_FLASH_ATTN}" >.venv/.justrl-flash-attn
+  else
+    echo "flash-attn: not installed, see $log; training uses PyTorch's own FlashAttention kernels"
+  fi
+}
+
+stamp=.venv/.justrl-$JUSTRL_DEVICE
+up_to_date() { [ -x .venv/bin/python ] && cmp -s "$requirements" "$stamp"; }
+if up_to_date && [ "${JUSTRL_FLASH_ATTN:-0}" = 0 ]; then exit 0; fi
+uv=$(find_uv)
+mapfile -t places < <(pip_places)
+install=("$uv" pip install "${quiet[@]}" --python .venv/bin/python --no-deps "${places[@]}")
+up_to_date || install_packages
+install_flash_attn
