@@ -17,7 +17,7 @@ quick: setup
 lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
-	.venv/bin/shellcheck run_justrl.sh tests/system_packages.sh .ci/run
+	.venv/bin/shellcheck run_justrl.sh scripts/*.sh tests/system_packages.sh .ci/run
 
 format: setup
 	$(PYTHON) -m ruff format .
@@ -26,8 +26,11 @@ format: setup
 # Resolves requirements/*.in again. FIND_LINKS: where the +cpu build of torch is listed.
 LOCK := uv pip compile --quiet --no-strip-extras --annotation-style line --no-emit-find-links \
   --custom-compile-command "make lock; install with --no-deps, as run_justrl.sh does: the file is complete"
+# One file serves Python 3.11 and 3.12: the same versions resolve for both, or the second line fails.
+CPU = requirements/cpu.in --override requirements/cpu-overrides.txt --find-links $(FIND_LINKS) \
+  --python-platform x86_64-manylinux_2_28
 FIND_LINKS ?= https://download.pytorch.org/whl/cpu/torch/
 lock:
-	$(LOCK) requirements/cpu.in --override requirements/cpu-overrides.txt --find-links $(FIND_LINKS) \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o requirements-cpu.txt
+	$(LOCK) $(CPU) --python-version 3.11 -o requirements-cpu.txt
+	$(LOCK) $(CPU) --python-version 3.12 -c requirements-cpu.txt -o - | cmp - requirements-cpu.txt
 	$(LOCK) requirements/gpu.in --universal --python-version 3.10 -o requirements.txt

@@ -17,6 +17,7 @@ esac
 # The system's certificates, as behind a proxy that has its own; the second name is that of older releases of uv.
 export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS-1}" UV_LINK_MODE="${UV_LINK_MODE:-}"
 [ -n "$UV_LINK_MODE" ] || unset UV_LINK_MODE
+TORCH_INDEX=https://download.pytorch.org/whl/cpu
 quiet=()
 [ -t 2 ] || quiet=(--quiet) # progress bars are for terminals
 
@@ -67,16 +68,17 @@ pip_places() {
 }
 
 install_packages() {
-  local torch python
+  local torch python reason
   python=$(find_python)
   echo "environment: $requirements for Python $python into .venv"
-  "$uv" venv --quiet --clear --python "$python" .venv ||
-    die "needs Python ${supported// / or } ($JUSTRL_DEVICE), which is not here and which uv could not fetch; install it, or name one by JUSTRL_PYTHON_BIN"
+  reason=$("$uv" venv --quiet --clear --python "$python" .venv 2>&1) ||
+    die "needs Python ${supported// / or } ($JUSTRL_DEVICE); none is here and uv could not bring one (${reason##*cause: }); install one, or name it by JUSTRL_PYTHON_BIN"
   if [ "$JUSTRL_DEVICE" = cpu ]; then
     torch=$(grep -o '^torch==[^ ]*' "$requirements")
     # The +cpu build is not on PyPI: first the configured places, then PyTorch's own index.
     "${install[@]}" --no-index "$torch" 2>/dev/null ||
-      "${install[@]}" --default-index https://download.pytorch.org/whl/cpu "$torch"
+      reason=$("${install[@]}" --default-index "$TORCH_INDEX" "$torch" 2>&1) ||
+      die "$torch for this Python is neither where pip is configured to look nor could $TORCH_INDEX be asked (${reason##*cause: })"
     "${install[@]}" -r "$requirements"
   else
     "${install[@]}" -r <(grep -v '^flash-attn==' "$requirements")
@@ -102,7 +104,7 @@ install_flash_attn() {
   if "${install[@]}" "${options[@]}" "$wanted" >"$log" 2>&1; then
     echo "${JUSTRL_FLASH_ATTN}" >.venv/.justrl-flash-attn
   else
-    echo "flash-attn: not installed, see $log; training uses PyTorch's own FlashAttention kernels"
+    echo "flash-attn: not installed ($(sed '/^ *$/d' "$log" | tail -n 1 | cut -c1-200)); training uses PyTorch's own FlashAttention kernels"
   fi
 }
 
