@@ -24,8 +24,9 @@ BACKBONES = {
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": QWEN | {"tie_word_embeddings": False},  # 1.78 billion parameters
     "nvidia/OpenMath-Nemotron-1.5B": QWEN,  # 1.54 billion
 }
-BLOCK_ROWS = 2048  # of the entropy, verl's default chunk; log-probabilities have blocks of half as many
-BLOCK_COPIES = 3  # fp32 copies of a block that live at once
+ENTROPY_ROWS = 2048  # verl's default chunk
+LOG_PROBS_BLOCK = 4 * 2**26  # fp32, see recipe.verl_plugins.log_probs
+BLOCK_COPIES = 3  # of a block that live at once
 BUCKET = 2 * GIB  # verl's buffer for new weights
 WORKSPACE = 3 * GIB  # assumed: vLLM's prefill and CUDA graphs
 OUTSIDE = 3 * GIB  # assumed: CUDA contexts, NCCL, what a sleeping vLLM keeps
@@ -84,7 +85,7 @@ def phases(config: DictConfig, shape: dict, gpu_bytes: float, gpus: int) -> dict
     moments = 2 * shard
     tokens = actor.ppo_max_token_len_per_gpu
     wide, layers, logits = shape["hidden_size"], shape["num_hidden_layers"], shape["vocab_size"]
-    block = BLOCK_COPIES * 4 * BLOCK_ROWS * logits
+    entropy = BLOCK_COPIES * 4 * ENTROPY_ROWS * logits
     # In bf16: FSDP's root, the vocabulary's tables, which stays gathered, two layers, the output table's gradient.
     gathered = 2 * (parameters(shape) - (layers - 2) * layer_parameters(shape)) + 2 * table
     checkpoints = 2 * tokens * wide * layers
@@ -99,7 +100,8 @@ def phases(config: DictConfig, shape: dict, gpu_bytes: float, gpus: int) -> dict
             # A layer's own activations and the logits never coexist: whichever is more.
             "activations": checkpoints + 4 * tokens * wide,
             "logits and their gradient": max(
-                4 * tokens * logits + block / 2, 2 * tokens * (17 * wide + 6 * shape["intermediate_size"])
+                4 * tokens * logits + BLOCK_COPIES * LOG_PROBS_BLOCK,
+                2 * tokens * (17 * wide + 6 * shape["intermediate_size"]),
             ),
         },
         "old log-probs": {
@@ -107,7 +109,7 @@ def phases(config: DictConfig, shape: dict, gpu_bytes: float, gpus: int) -> dict
             "optimizer": resting["optimizer"],
             "gathered weights": gathered,
             "activations": 2 * tokens * (17 * wide + 3 * shape["intermediate_size"]),
-            "logits": 2 * tokens * logits + block,
+            "logits": 2 * tokens * logits + entropy,
         },
         "weight transfer": resting
         | {"weights": shard, "copies": shard + 4 * table, "rollout weights": rollout, "bucket": BUCKET},

