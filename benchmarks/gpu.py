@@ -2,8 +2,8 @@
 
 Each section writes its figures to `outputs/gpu/<section>.json`, and the table of all of them, with hardware, versions
 and date, to `outputs/gpu/gpu.md`. A section that is done is skipped, one that takes too long is ended. Nothing is
-downloaded: the models are the demo's and one of the backbone's shape with random weights. Without a GPU the same program
-runs small, on the CPU.
+downloaded: the models are the demo's and one of the backbone's shape with random weights. Without a GPU the sections
+run small, on the CPU.
 
   kernels     attention and log-probabilities against fp32                                                 1 min
   demo        the demo, 8 steps                                                                            4 min
@@ -80,22 +80,29 @@ def measure(name: str, section: Callable[[Bench], dict], bench: Bench) -> bool:
 
 
 def table(folder: Path) -> str:
-    """Return the figures of every section that is done, as Markdown."""
-    parts = []
+    """Return the figures of every section that is done, as Markdown, below what they were measured on."""
+    parts, before = ["# Measured by python -m benchmarks.gpu"], None
     for name in SECTIONS:
         path = folder / f"{name}.json"
         if not path.is_file():
             continue
         found = json.loads(path.read_text())
-        where = found["hardware"]
-        versions = ", ".join(f"{package} {number}" for package, number in where["versions"].items())
-        gpus = where["GPUs"] if isinstance(where["GPUs"], str) else " + ".join(where["GPUs"])
-        parts.append(
-            f"## {name}\n\nGPU: {gpus}; driver {where['driver']}; {where['processor']}; {versions}; "
-            f"commit {where['commit']}; {where['date']}.\n\n| what | measured |\n| --- | ---: |"
-        )
-        parts[-1] += "".join(f"\n| {what} | {show(value)} |" for what, value in found["figures"].items())
-    return "\n\n".join(["# Measured by python -m benchmarks.gpu", *parts]) + "\n"
+        if (place := measured_on(found["hardware"])) != before:
+            parts.append(place)
+            before = place
+        rows = [f"| {what} | {show(value)} |" for what, value in found["figures"].items()]
+        parts.append("\n".join([f"| {name} | measured |", "| --- | ---: |", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def measured_on(hardware: dict) -> str:
+    """Return a line about hardware, versions and date."""
+    gpus = hardware["GPUs"] if isinstance(hardware["GPUs"], str) else " + ".join(hardware["GPUs"])
+    versions = ", ".join(f"{package} {number}" for package, number in hardware["versions"].items())
+    return (
+        f"GPU: {gpus}; driver {hardware['driver']}; {hardware['processor']}; {versions}; "
+        f"commit {hardware['commit']}; {hardware['date']}."
+    )
 
 
 def show(value) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from recipe import attention, machine
-from recipe.memory import BACKBONES, GIB, model_shape, phases
+from recipe.memory import BACKBONES, GIB, model_shape, parameters, phases
 from recipe.plan import GPUS, Lengths, gpu_type, ideal_seconds, utilization
 from recipe.progress import validation_accuracy
 from recipe.resume import read_metrics
@@ -66,9 +66,7 @@ class Bench:
             process.wait()
             raise RuntimeError(f"took more than {self.seconds} s; --seconds allows more") from None
         if status:
-            raise RuntimeError(
-                f"{' '.join(process.args[2:4])} ended with status {status}, see {self.folder}/{self.name}.log"
-            )
+            raise RuntimeError(f"{process.args[2]} ended with status {status}, see {self.folder}/{self.name}.log")
 
     def run(self, *arguments: str) -> None:
         """Run a module of this project to its end."""
@@ -82,9 +80,10 @@ class Bench:
     def model(self) -> str:
         """Return the folder of a model of the backbone's shape with random weights and the demo's tokenizer."""
         self.demo_files()
-        folder = self.folder / "model"
-        if not (folder / "config.json").is_file():
-            make_random_model(folder, TINY if self.small else DEEPSEEK)
+        shape = TINY if self.small else DEEPSEEK
+        folder = self.folder / f"model_{shape['hidden_size']}"
+        if not (folder / "tokenizer.json").is_file():  # written last
+            make_random_model(folder, shape)
         return str(folder)
 
     def train(self, experiment: str, *arguments: str, afresh: bool = True) -> dict[int, dict]:
@@ -154,11 +153,12 @@ def of_steps(metrics: dict[int, dict]) -> dict:
     figures["step, seconds"] = last["timing_s/step"]
     names = {
         "perf/throughput": "tokens per second, prompts included",
-        "perf/mfu/actor": "MFU of the update",
         "actor/perf/max_memory_allocated_gb": "actor's most memory, GB",
         "memory": "most memory in use on the GPU, GiB",
         "training/rollout_probs_diff_mean": "rollout-trainer mismatch, mean probability",
     }
+    if last.get("memory"):  # verl knows the peak of no CPU
+        names["perf/mfu/actor"] = "MFU of the update"
     return figures | {name: last[key] for key, name in names.items() if last.get(key)}
 
 
@@ -193,6 +193,8 @@ def long(bench: Bench) -> dict:
     figures = {"responses": prompts * 8, "tokens of each": tokens} | of_steps(metrics)
     config = OmegaConf.load(ROOT / "outputs" / "gpu_long" / "config.yaml")
     shape = model_shape(config.actor_rollout_ref.model.path)
+    if bench.small:
+        return figures
     memory = phases(config, shape, bench.gpu_gib * GIB, 1)
     figures |= {f"plan: {phase}, GiB": sum(parts.values()) / GIB for phase, parts in memory.items()}
     if bench.gpu_type:
@@ -239,8 +241,9 @@ def two(bench: Bench) -> dict:
 def evaluation(bench: Bench) -> dict:
     """Samples a second of eval.generate: short ones of the demo's model, and longer ones at the backbone's shape."""
     figures, long_tokens = {}, 64 if bench.small else 1024
-    for name, model, tokens in (("demo", "models/demo", 64), ("1.5B shape", bench.model(), long_tokens)):
-        output = bench.folder / f"evaluation_{name.split()[0]}"
+    for name, model, tokens in (("demo", "models/demo", 64), ("random", bench.model(), long_tokens)):
+        output = bench.folder / f"evaluation_{name}"
+        shutil.rmtree(output, ignore_errors=True)
         shared = ["--bench", "data/demo", "--tasks", "test", "--samples", "4", "--prompt", "training"]
         started = time.monotonic()
         bench.run("eval.generate", "--model", model, *shared, "--max-tokens", str(tokens), "--output", str(output))
@@ -250,6 +253,7 @@ def evaluation(bench: Bench) -> dict:
         figures[f"{name}: tokens per second while sampling"] = last_rate(bench.folder / "evaluation.log")
     bench.run("eval.grade", str(bench.folder / "evaluation_demo"))
     scores = json.loads((bench.folder / "evaluation_demo" / "scores.json").read_text())
+    figures["random: parameters, billion"] = parameters(TINY if bench.small else DEEPSEEK) / 1e9
     return figures | {"demo: avg@4, percent": 100 * scores["mean"]}
 
 

@@ -26,6 +26,7 @@ from eval.page import Cell, Report, number, percent
 from eval.published import PUBLISHED, beside_published, published
 from eval.samples import ENDING, read_json, read_lines, read_samples
 from eval.statistics import mean_interval, paired_mean_difference
+from recipe import attention
 from recipe.curves import BUDGETS, has_bands
 from recipe.health import series, warnings
 from recipe.progress import REWARD, has_training
@@ -355,7 +356,8 @@ def add_training(report: Report, run: Path, by_step: dict[int, dict], config: Di
     report.say(
         f"## Training of {run.name}",
         f"{len(trained)} steps of training in {sum(m['timing_s/step'] for m in trained):.0f} s; reward "
-        f"{metric(trained[0], REWARD)} at the first and {metric(trained[-1], REWARD)} at the last.",
+        f"{metric(trained[0], REWARD)} at the first and {metric(trained[-1], REWARD)} at the last. "
+        f"Attention: {attention.requested(config)}.",
     )
     name = "curves.png" if report.folder == run else f"curves_{run.name}.png"
     draw_curves(by_step, config, report.picture(name, "Training curves"))

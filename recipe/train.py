@@ -257,9 +257,12 @@ def train(config: DictConfig) -> int:
             warm = config.trainer.device == "cpu" and os.environ.get("JUSTRL_WARM_START") != "0"
             if warm := warm and not {"JUSTRL_WARM_PYTHON", "RAY_ADDRESS"} & os.environ.keys():
                 os.environ["JUSTRL_WARM_PYTHON"] = socket
+            chosen = attention.settle(config)
+            print(f"  attention: {chosen}", flush=True)
+            log.write(f"attention: {chosen}\n")
+            log.flush()
             if step and (changed := changed_keys(folder / "config.yaml", config)):
                 print(f"  note: since the last start changed {', '.join(changed)}")
-            print(f"  attention: {attention.settle(config)}", flush=True)
             prepare_config(config, step)
             write_text_whole(folder / "config.yaml", OmegaConf.to_yaml(config, sort_keys=True))
             log_start = log.tell()

@@ -8,6 +8,7 @@ import json
 import subprocess
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from recipe.resume import read_metrics
@@ -123,12 +124,31 @@ def test_a_warning_is_said_once(verifier):
     assert len([text for text in log if text.startswith(line)]) == 1
 
 
-def test_both_together(warm_python):
+@pytest.fixture
+def untied(tmp_path):
+    """The demo's model with an output table of its own, as DeepSeek's: on ranks but the first it is loaded on meta."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "demo")
+    table = model.lm_head.weight.detach().clone()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(table)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(ROOT / "models" / "demo").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_both_together_on_two_ranks_with_an_output_table_of_its_own(warm_python, untied):
+    """Also what a GPU run logs and a CPU run does not: how far rollout and trainer agree on probabilities."""
     folder = experiment("test_ablation_overlong_verifier")
-    train(
-        warm_python, "ablation_overlong_verifier", 2, PENALTY, "trainer.save_freq=-1", "trainer.val_before_train=false"
-    )
+    ranks = ["trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2", "ray_kwargs.ray_init.num_cpus=9"]
+    more = [f"actor_rollout_ref.model.path={untied}", "actor_rollout_ref.rollout.calculate_log_probs=true", *ranks]
+    once = ["trainer.save_freq=-1", "trainer.val_before_train=false"]
+    train(warm_python, "ablation_overlong_verifier", 2, PENALTY, *once, *more)
     metrics = read_metrics(folder / "metrics.jsonl")[2]
     assert metrics["reward/overlong"] > 0
     assert "reward/no_box" in metrics
     assert metrics["critic/score/min"] == -2
+    assert metrics["training/rollout_probs_diff_mean"] < 5e-3, (
+        "as bf16 in the trainer makes it; both have the same weights"
+    )

@@ -90,6 +90,10 @@ def test_the_cpus_options_are_not_a_gpus(monkeypatch):
         "max_model_len": 32768,
         "tensor_parallel_size": 2,
         "distributed_executor_backend": "mp",
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 8192,
+        "gpu_memory_utilization": 0.9,
+        "enforce_eager": False,
     }
     monkeypatch.setattr(engines, "device", lambda: "cpu")
     assert engines.engine_options("m", 100)["enforce_eager"]

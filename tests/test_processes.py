@@ -5,13 +5,23 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from recipe import processes
-from recipe.processes import BOOT_ID, ProcessRecord, RunInProgressError, lock_holder, run_lock, start_ticks
+from recipe.processes import (
+    BOOT_ID,
+    ProcessRecord,
+    RunInProgressError,
+    lock_holder,
+    run_lock,
+    start_ticks,
+    temporary_root,
+)
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -147,3 +157,10 @@ record.end_descendants()
     assert len(pids) == 1
     wait_until(lambda: not psutil.pid_exists(pids[0]))
     assert not (tmp_path / "processes.json").exists()
+
+
+def test_a_long_tmpdir_is_left_alone_where_a_socket_would_not_fit(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/scratch/of/a/job")
+    assert temporary_root() == Path("/scratch/of/a/job")
+    monkeypatch.setattr(tempfile, "tempdir", "/scratch/users/somebody/slurm/job/1234567")
+    assert temporary_root() == Path("/tmp")

@@ -67,7 +67,7 @@ def make_run(run):
     evaluation(run / "eval" / "step_3", "outputs/demo/export/step_3", {"demo": [1, 0.5, 0.5, 0]})
     lines = [start, *(step | {"step": number} for number in (1, 2, 3))]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    OmegaConf.save(compose("demo", ["trainer.n_gpus_per_node=4"], "cuda"), run / "config.yaml")
+    OmegaConf.save(compose("demo", ["trainer.nnodes=4", "trainer.n_gpus_per_node=4"], "cuda"), run / "config.yaml")
     return run
 
 

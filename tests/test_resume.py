@@ -5,7 +5,17 @@ import zipfile
 
 import pytest
 
-from recipe.resume import DISCARDED, TRACKER, agree, best_checkpoint, complete_checkpoints, read_metrics, retain
+from recipe.compose import compose
+from recipe.resume import (
+    DISCARDED,
+    TRACKER,
+    agree,
+    best_checkpoint,
+    check_ranks,
+    complete_checkpoints,
+    read_metrics,
+    retain,
+)
 
 
 def checkpoint(folder, step, parts=("data.pt", "actor/model.pt"), torn=()):
@@ -166,3 +176,14 @@ def test_removing_is_safe_against_a_death_in_its_middle(tmp_path, monkeypatch):
     assert complete_checkpoints(tmp_path) == [10]
     retain(tmp_path, 1, 10)
     assert folders(tmp_path) == ["global_step_10"]
+
+
+def test_a_checkpoint_of_other_ranks_is_refused_before_verl_reads_it(tmp_path):
+    config = compose("justrl_deepseek", ["+hardware=h100_8"], "cuda")
+    check_ranks(tmp_path, config)  # of a verl that did not say
+    (tmp_path / "actor").mkdir()
+    (tmp_path / "actor" / "fsdp_config.json").write_text('{"FSDP_version": 1, "world_size": 8}')
+    check_ranks(tmp_path, config)
+    for overrides in (["trainer.n_gpus_per_node=4"], ["actor_rollout_ref.actor.strategy=fsdp2"]):
+        with pytest.raises(ValueError, match="saved by 8 ranks with FSDP 1, and this start has"):
+            check_ranks(tmp_path, compose("justrl_deepseek", ["+hardware=h100_8", *overrides], "cuda"))

@@ -138,6 +138,25 @@ def test_of_two_runs_at_once_one_survives_the_others_lost_engine(warm_python):
     assert max(read_metrics(folders[1] / "metrics.jsonl")) == 30
 
 
+def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(warm_python):
+    """vLLM answers a call that was under way neither with a result nor with an error. It is held first, so that the
+    kill comes while the worker sends to it."""
+    folder = experiment("test_lost_core")
+    train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = subprocess.Popen([*train, "trainer.total_training_steps=30"], cwd=ROOT, env=warm_python, **pipes)
+    wait_until(lambda: 5 in read_metrics(folder / "metrics.jsonl"), SECONDS)
+    core, worker = (logged_process(folder, name) for name in ("EngineCore", "WorkerDict"))
+    wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), SECONDS)
+    core.suspend()
+    wait_until(lambda: worker.cmdline()[0].endswith("update_weights"), SECONDS)
+    time.sleep(1)  # the call is under way
+    core.kill()
+    output, _ = run.communicate(timeout=SECONDS)
+    assert run.returncode == 1, output
+    assert "the vLLM engine died while it took new weights" in (folder / "train.log").read_text(errors="replace")
+
+
 def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, tmp_path):
     """The dry run: DAPO's rows with their template, AIME24, AIME25 and AMC23, by overrides alone."""
     import pandas as pd
