@@ -39,14 +39,16 @@ find_uv() {
 # Prints the Python for .venv: of this machine, or the version that uv is to bring. On a GPU it needs its headers, since
 # Triton compiles at run time, and uv's own has them.
 find_python() {
-  local version found
-  for version in "${JUSTRL_PYTHON_BIN:-}" $supported; do
-    [ -n "$version" ] || continue
+  local version found versions
+  read -ra versions <<<"$supported"
+  [ -z "${JUSTRL_PYTHON_BIN:-}" ] || versions=("$JUSTRL_PYTHON_BIN")
+  for version in "${versions[@]}"; do
     found=$("$uv" python find --no-python-downloads --no-project "$version" 2>/dev/null) || continue
     [ "$JUSTRL_DEVICE" = cpu ] || has_headers "$found" || continue
     [[ " $supported " == *" $(version_of "$found") "* ]] && echo "$found" && return
   done
-  [ -z "${JUSTRL_PYTHON_BIN:-}" ] || die "JUSTRL_PYTHON_BIN=$JUSTRL_PYTHON_BIN: no Python ${supported// / or } with its headers"
+  [ -z "${JUSTRL_PYTHON_BIN:-}" ] ||
+    die "JUSTRL_PYTHON_BIN=$JUSTRL_PYTHON_BIN: is no Python ${supported// / or }, or for a GPU has no Python.h"
   echo "${supported%% *}"
 }
 

@@ -1,7 +1,7 @@
 """Attention over packed sequences, and log-probabilities in blocks, with or without the package flash-attn.
 
 verl packs the sequences of a micro-batch into one row (`use_remove_padding`). Without flash-attn, transformers refuses
-its flash attention, its `sdpa` builds a mask of tokens x tokens, and verl takes log-probabilities row by row in bf16.
+its flash attention, its `sdpa` builds a mask of tokens x tokens, and verl takes log-probabilities row by row.
 verl imports this module in every process because `actor_rollout_ref.model.external_lib` names it; importing it
 registers an attention for each of `recipe.attention.NAMES` and replaces verl's fallback for log-probabilities.
 The kernels compute the same function; `tests/test_attention.py` compares them with float64.

@@ -1,7 +1,7 @@
 """Log-probabilities of tokens from logits, some rows at a time, summed in fp32.
 
 Stands in for `verl.utils.torch_functional.logprobs_from_logits_v2`, verl's choice where flash-attn's cross entropy is
-not installed: that one goes row by row, in the logits' own bf16, and keeps fp32 rows for the backward pass.
+not installed: that one loops over the rows in Python and keeps each in fp32, 20 GB of 32,768 tokens.
 """
 
 from collections.abc import Iterator
