@@ -18,6 +18,8 @@ esac
 export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS-1}" UV_LINK_MODE="${UV_LINK_MODE:-}"
 [ -n "$UV_LINK_MODE" ] || unset UV_LINK_MODE
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# As pip does, take a version from whichever of several indexes has it; all versions are pinned.
+export UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
 quiet=()
 [ -t 2 ] || quiet=(--quiet) # progress bars are for terminals
 
