@@ -6,7 +6,7 @@
 FROM verlai/verl:vllm024.dev2
 
 COPY requirements.txt /tmp/
-RUN grep -vE '^(torch|torchvision|torchaudio|triton|vllm|flash-attn|nvidia-[a-z0-9-]*|cuda-[a-z-]*)==' /tmp/requirements.txt \
+RUN grep -vE '^(torch|torchvision|torchaudio|triton|vllm|flash-attn|nvidia-(cu|nccl|nv)[a-z0-9-]*|cuda-[a-z-]*)==' /tmp/requirements.txt \
       >/tmp/lacking.txt && \
     python3 -m pip install --no-cache-dir --no-deps -r /tmp/lacking.txt
 

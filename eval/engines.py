@@ -222,7 +222,9 @@ async def ray_engines(options: dict, sampling: dict, workers: int | None) -> Asy
         workers = workers or (1 if cpu else gpus // each)
         variables = {"PYTHONPATH": python_path(), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
         # FlashInfer's sampler would be compiled at the start, with nvcc, and never used: every request has a seed.
-        variables |= {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_RPC_BASE_PATH": str(temporary_root())}
+        variables |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+        if address == "local":
+            variables |= {"VLLM_RPC_BASE_PATH": str(temporary_root())}
         if cpu:
             variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             variables |= {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // workers))}

@@ -35,8 +35,9 @@ from data_prep.command import run as run_command
 from data_prep.files import sha256, write_text_whole
 from data_prep.parquet import read_rows
 from data_prep.prompt import evaluation_prompt, training_prompt
-from eval.engines import Endpoint, answer_all, engine_options, ray_engines
+from eval.engines import GPU_OPTIONS, Endpoint, answer_all, engine_options, ray_engines
 from eval.samples import ENDING, format_line, read_json, read_samples, repair
+from recipe.machine import Demand, device, in_use, lacks
 from recipe.preflight import check_model
 from recipe.processes import ProcessRecord, adopt_orphans, run_lock
 from recipe.progress import cause, duration
@@ -270,6 +271,15 @@ async def generate(records: list[dict], settings: dict, args, length: int, termi
             return await answer_all(records, engines, done)
 
 
+def check_gpus(args: argparse.Namespace) -> None:
+    """Raise a ValueError of one line if this machine's GPUs cannot serve the engines, or something else uses them."""
+    if device() == "cpu" or os.environ.get("RAY_ADDRESS"):
+        return
+    demand = Demand((args.workers or 1) * args.tensor_parallel, GPU_OPTIONS["gpu_memory_utilization"])
+    if problems := lacks(demand) or in_use(demand):
+        raise ValueError(problems[0])
+
+
 def run(args: argparse.Namespace) -> int:
     """Generate what is missing in every task and return the exit status."""
     if not args.endpoint:
@@ -283,6 +293,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.endpoint:
             length = tokenize(args.model, args.revision, missing) + args.max_tokens
             check_model(args.model, length)
+            check_gpus(args)
         log_path = args.output / "generate.log"
         print(f"  {len(missing)} samples of {args.model}, the engines' output in {log_path}", flush=True)
         with output_into(log_path, "eval.generate") as terminal:

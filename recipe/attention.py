@@ -10,12 +10,14 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
 KEY = "actor_rollout_ref.model.override_config._attn_implementation"
 PACKED = "packed"  # what the configs say: the best kernel that the machine has
 FLASH_ATTN, TORCH, REFERENCE = f"{PACKED}_flash_attn", f"{PACKED}_torch", f"{PACKED}_reference"
+TRANSFORMERS_FLASH = "flash_attention_2"  # transformers' own way to flash-attn, and verl's default
 NAMES = (PACKED, FLASH_ATTN, TORCH, REFERENCE)
 IMPORT_SECONDS = 300  # for a child process that imports torch from a slow disk
 
@@ -33,7 +35,10 @@ def flash_attn_problem() -> str:
     if importlib.util.find_spec("flash_attn") is None:
         return "flash-attn is not installed"
     command = [sys.executable, "-c", "import flash_attn"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"flash-attn took more than {IMPORT_SECONDS} s to import"
     reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
     return f"flash-attn cannot be imported: {reason[0]}" if done.returncode else ""
 
@@ -41,7 +46,13 @@ def flash_attn_problem() -> str:
 def requested(config: DictConfig) -> str:
     """Return the attention that a composed config names; verl's own key for it, `attn_implementation`, wins."""
     override = config.actor_rollout_ref.model.override_config
-    return override.get("attn_implementation") or override.get("_attn_implementation") or "flash_attention_2"
+    return override.get("attn_implementation") or override.get("_attn_implementation") or TRANSFORMERS_FLASH
+
+
+def has_varlen() -> bool:
+    """Return whether the installed torch has `torch.nn.attention.varlen`, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    return spec is not None and Path(spec.origin).with_name("nn").joinpath("attention", "varlen.py").is_file()
 
 
 def settle(config: DictConfig) -> str:
@@ -58,6 +69,13 @@ def settle(config: DictConfig) -> str:
 def check(config: DictConfig) -> None:
     """Raise a ValueError of one line if the attention that a config names cannot run on its device."""
     asked, model, device = requested(config), config.actor_rollout_ref.model, config.trainer.device
+    if asked == TRANSFORMERS_FLASH and (device == "cpu" or flash_attn_problem()):
+        why = "it needs a GPU" if device == "cpu" else flash_attn_problem()
+        raise ValueError(f"{KEY}={asked}: {why}; use {PACKED}, which takes what the machine has")
+    if device == "cuda" and asked in (PACKED, TORCH) and not has_varlen():
+        raise ValueError(
+            f"the installed torch {version('torch')} has no FlashAttention over packed sequences; take 2.10 on"
+        )
     if not asked.startswith(PACKED):
         return
     if asked not in NAMES:

@@ -86,7 +86,8 @@ def pair(config: DictConfig, stated: Value) -> tuple[Any, Any]:
     if stated.key == attention.KEY:
         asked = attention.requested(config)
         kernel = attention.choose(config.trainer.device) if asked == attention.PACKED else asked
-        return expected, attention.describe(kernel)
+        same = kernel in (attention.FLASH_ATTN, attention.TRANSFORMERS_FLASH)
+        return expected, expected if same else attention.describe(kernel)
     if stated.key == "data.val_files":
         return expected, [Path(file).name for file in preflight.files(actual)]
     model = backbone(config.actor_rollout_ref.model.path)

@@ -1,7 +1,7 @@
 """What this machine has, and what it lacks for a run on GPUs, asked of NVML: neither CUDA nor torch is loaded.
 
-`lacks` gives a line for each thing, what is wrong and how to fix it; `recipe.preflight` refuses a run for the first on
-this machine, `recipe.nodes` for the first on any node.
+`lacks` returns a line for each thing, what is wrong and how to fix it: `recipe.preflight` refuses a run for the first
+on this machine, `recipe.nodes` for the first on any node.
 """
 
 import contextlib
@@ -31,11 +31,31 @@ class GPU(NamedTuple):
     mig: bool
 
 
-class Driver(NamedTuple):
-    """The driver's version, and the newest CUDA that it supports."""
+class Found(NamedTuple):
+    """What NVML says: the GPUs that CUDA would see, the driver and the newest CUDA that it supports ("" and None if it
+    cannot be asked), and what is wrong with the answer, "" if nothing is."""
 
-    version: str
-    cuda: tuple[int, int]
+    gpus: list[GPU]
+    driver: str = ""
+    cuda: tuple[int, int] | None = None
+    problem: str = ""
+
+
+class Demand(NamedTuple):
+    """What a run asks of this machine: GPUs, and of each what `recipe.memory.demand` says.
+
+    Attributes:
+        share: of the memory, which vLLM takes.
+        beside: bytes that training keeps meanwhile.
+        training: bytes at the peak of training.
+        any_gpus: whether any of the machine's GPUs will do, as on a Ray cluster, or the first ones are taken.
+    """
+
+    gpus: int
+    share: float
+    beside: float = 0.0
+    training: float = 0.0
+    any_gpus: bool = False
 
 
 def device() -> str:
@@ -47,37 +67,55 @@ def device() -> str:
     asked = os.environ.get("JUSTRL_DEVICE")
     if asked not in (None, "", "cpu", "cuda"):
         raise ValueError(f"JUSTRL_DEVICE={asked}: use cpu or cuda")
-    with nvml() as library:
-        found = library.nvmlDeviceGetCount() if library else any(Path(file).exists() for file in DEVICE_FILES)
-    return asked or ("cuda" if found else "cpu")
+    if asked:
+        return asked
+    return "cuda" if look().driver or has_device_files() else "cpu"
 
 
-@contextlib.contextmanager
-def nvml():
-    """Yield NVML's Python module, or None where it is not installed or there is no driver."""
+def has_device_files() -> bool:
+    """Return whether a driver's files are there, which a container may show without its driver."""
+    return any(Path(file).exists() for file in DEVICE_FILES)
+
+
+def look() -> Found:
+    """Return what NVML says of this machine; nothing where its Python module is not installed."""
     try:
         import pynvml
-
-        pynvml.nvmlInit()
     except ImportError:
-        yield None
-        return
-    except pynvml.NVMLError:
-        yield None
-        return
+        return Found([])
     try:
-        yield pynvml
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        problem = f"the NVIDIA driver cannot be used ({error}); in a container, start it with --gpus all"
+        return Found([], problem=problem if has_device_files() else "")
+    try:
+        version, cuda = text(pynvml.nvmlSystemGetDriverVersion()), pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        every = [gpu for i in range(pynvml.nvmlDeviceGetCount()) if (gpu := look_at(pynvml, i))]
+        found = Found([], version, (cuda // 1000, cuda % 1000 // 10))
+        return found._replace(gpus=visible(every, os.environ.get("CUDA_VISIBLE_DEVICES")))
+    except ValueError as error:
+        return found._replace(problem=str(error))
+    except pynvml.NVMLError as error:
+        return Found([], problem=f"the NVIDIA driver does not answer ({error}); nvidia-smi may say more")
     finally:
         pynvml.nvmlShutdown()
 
 
-def driver() -> Driver | None:
-    """Return the NVIDIA driver; None where NVML cannot be asked."""
-    with nvml() as library:
-        if not library:
-            return None
-        cuda = library.nvmlSystemGetCudaDriverVersion_v2()
-        return Driver(text(library.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10))
+def look_at(nvml, index: int) -> tuple[str, GPU] | None:
+    """Return a GPU's UUID and what NVML says of it; None for one that a container may not use."""
+    mig = False
+    with contextlib.suppress(nvml.NVMLError):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        with contextlib.suppress(nvml.NVMLError):  # most GPUs have no MIG
+            mig = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+        total = free = 0
+        with contextlib.suppress(nvml.NVMLError):  # of a GPU that is split it may be refused
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            total, free = memory.total, memory.free
+        capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
+        name = text(nvml.nvmlDeviceGetName(handle))
+        return text(nvml.nvmlDeviceGetUUID(handle)), GPU(index, name, total, free, capability, mig)
+    return None
 
 
 def text(value: str | bytes) -> str:
@@ -85,46 +123,23 @@ def text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def gpus() -> list[GPU]:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; none where NVML cannot be asked.
+def visible(every: list[tuple[str, GPU]], variable: str | None) -> list[GPU]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; as in CUDA, a wrong entry ends the list.
 
     Raises:
-        ValueError: CUDA_VISIBLE_DEVICES names a slice of a GPU.
+        ValueError: it names a slice of a GPU.
     """
-    with nvml() as library:
-        if not library:
-            return []
-        every = [library.nvmlDeviceGetHandleByIndex(i) for i in range(library.nvmlDeviceGetCount())]
-        uuids = [text(library.nvmlDeviceGetUUID(handle)) for handle in every]
-        return [look_at(library, every[i], i) for i in visible(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))]
-
-
-def visible(uuids: list[str], variable: str | None) -> list[int]:
-    """Return the indices of the GPUs that CUDA_VISIBLE_DEVICES leaves; as in CUDA, a wrong entry ends the list."""
     if variable is None:
-        return list(range(len(uuids)))
-    chosen = []
+        return [gpu for _, gpu in every]
+    chosen: list[GPU] = []
     for entry in filter(None, (part.strip() for part in variable.split(","))):
         if entry.startswith("MIG-"):
             raise ValueError(f"CUDA_VISIBLE_DEVICES={variable}: a run needs whole GPUs, and {entry} is a MIG slice")
-        if entry.isdigit():
-            matching = [int(entry)] if int(entry) < len(uuids) else []
-        else:
-            matching = [i for i, uuid in enumerate(uuids) if uuid.startswith(entry)]
+        matching = [gpu for uuid, gpu in every if (str(gpu.index) == entry) or uuid.startswith(entry)]
         if len(matching) != 1 or matching[0] in chosen:
             break
         chosen += matching
     return chosen
-
-
-def look_at(library, handle, index: int) -> GPU:
-    """Return what NVML says of one GPU."""
-    memory = library.nvmlDeviceGetMemoryInfo(handle)
-    mig = False
-    with contextlib.suppress(library.NVMLError):  # most GPUs have no MIG, and some containers may not ask
-        mig = library.nvmlDeviceGetMigMode(handle)[0] == library.NVML_DEVICE_MIG_ENABLE
-    capability = tuple(library.nvmlDeviceGetCudaComputeCapability(handle))
-    return GPU(index, text(library.nvmlDeviceGetName(handle)), memory.total, memory.free, capability, mig)
 
 
 def wheel_cuda() -> tuple[int, int] | None:
@@ -135,32 +150,23 @@ def wheel_cuda() -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-class Demand(NamedTuple):
-    """What a run asks of this machine: GPUs, and of each what `recipe.memory.demand` says."""
-
-    gpus: int
-    share: float
-    beside: float
-    training: float
-
-
 def lacks(demand: Demand) -> list[str]:
-    """Return what this machine lacks for a run on GPUs, a line each; none of GPUs where NVML cannot be asked."""
-    return [*driver_lacks(), *compiler_lacks(), *gpu_lacks(demand), *space_lacks()]
+    """Return what this machine lacks for a run on GPUs, whatever else uses them, a line each."""
+    found = look()
+    return [*driver_lacks(found), *compiler_lacks(), *gpu_lacks(found, demand), *space_lacks()]
 
 
-def driver_lacks() -> list[str]:
-    """Return a line if the driver is too old for the installed torch, or torch is built without CUDA."""
-    wheels, found = wheel_cuda(), driver()
+def driver_lacks(found: Found) -> list[str]:
+    """Return a line if the driver cannot be used or is too old for the installed torch, or that is without CUDA."""
+    wheels = wheel_cuda()
     if wheels is None:
         return ["the installed torch has no CUDA; run JUSTRL_DEVICE=cuda ./run_justrl.sh --setup-only"]
-    if found is None:
-        return []
-    if found.cuda < (wheels[0], 0):
-        oldest = DRIVERS.get(wheels[0], "a newer one")
+    if found.problem:
+        return [found.problem]
+    if found.cuda and found.cuda < (wheels[0], 0):
         return [
-            f"NVIDIA driver {found.version} supports CUDA {found.cuda[0]}.{found.cuda[1]}, and the installed torch "
-            f"needs CUDA {wheels[0]}.{wheels[1]}; install driver {oldest} or newer"
+            f"NVIDIA driver {found.driver} supports CUDA {found.cuda[0]}.{found.cuda[1]}, and the installed torch "
+            f"needs CUDA {wheels[0]}.{wheels[1]}; install driver {DRIVERS.get(wheels[0], 'a newer one')} or newer"
         ]
     return []
 
@@ -170,7 +176,9 @@ def compiler_lacks() -> list[str]:
     found = []
     if not os.environ.get("CC") and not shutil.which("gcc") and not shutil.which("clang"):
         found.append("no C compiler, which Triton needs at run time; install gcc (apt-get install gcc)")
-    include = Path(sysconfig.get_paths()["include"])
+    # As triton.runtime.build has it: Debian's own scheme names a folder that only its packages fill.
+    scheme = sysconfig.get_default_scheme()
+    include = Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme))
     if not (include / "Python.h").is_file():
         found.append(
             f"{include}/Python.h is missing, which Triton needs at run time; install Python's headers (apt-get install "
@@ -179,21 +187,25 @@ def compiler_lacks() -> list[str]:
     return found
 
 
-def gpu_lacks(demand: Demand) -> list[str]:
-    """Return a line for each GPU of the run that cannot serve it, whatever else uses it, or one for too few of them."""
-    with nvml() as library:
-        if not library:
-            return []
-    try:
-        every = gpus()
-    except ValueError as error:
-        return [str(error)]
-    if len(every) < demand.gpus:
+def gpu_lacks(found: Found, demand: Demand) -> list[str]:
+    """Return a line for each GPU of the run that cannot serve it, or one for too few of them."""
+    if not found.driver or found.problem:
+        return []
+    if len(found.gpus) < demand.gpus:
         variable = os.environ.get("CUDA_VISIBLE_DEVICES")
         hidden = "" if variable is None else f" (CUDA_VISIBLE_DEVICES={variable})"
-        advice = f"set trainer.n_gpus_per_node={len(every)}" if every else "JUSTRL_DEVICE=cpu runs on the CPU"
-        return [f"the run wants {demand.gpus} GPUs and there are {len(every)}{hidden}; {advice}"]
-    return [line for gpu in every[: demand.gpus] if (line := one_gpu_lacks(gpu, demand))]
+        there = len(found.gpus)
+        advice = f"set trainer.n_gpus_per_node={there}" if there else "JUSTRL_DEVICE=cpu runs on the CPU"
+        return [f"the run wants {demand.gpus} GPUs and there are {there}{hidden}; {advice}"]
+    return [line for gpu in taken(found, demand) if (line := one_gpu_lacks(gpu, demand))]
+
+
+def taken(found: Found, demand: Demand) -> list[GPU]:
+    """Return the GPUs that a run takes: the first, or of any the best."""
+    gpus = found.gpus
+    if demand.any_gpus:
+        gpus = sorted(gpus, key=lambda gpu: (bool(one_gpu_lacks(gpu, demand)), -gpu.free))
+    return gpus[: demand.gpus]
 
 
 def one_gpu_lacks(gpu: GPU, demand: Demand) -> str:
@@ -220,17 +232,16 @@ def one_gpu_lacks(gpu: GPU, demand: Demand) -> str:
 
 
 def in_use(demand: Demand) -> list[str]:
-    """Return a line if a GPU of the run has less free than the rollout's share: vLLM would refuse it minutes later."""
-    every = gpus()
-    taken = [gpu for gpu in every[: demand.gpus] if gpu.free < demand.share * gpu.total]
-    if not taken:
+    """Return a line if a GPU of the run has less free than vLLM takes, which would fail minutes later."""
+    found = look()
+    busy = [gpu for gpu in taken(found, demand) if gpu.free < demand.share * gpu.total]
+    if not busy:
         return []
-    idle = ",".join(str(gpu.index) for gpu in every if gpu.free >= demand.share * gpu.total)
-    instead = f"set CUDA_VISIBLE_DEVICES={idle}, " if idle else ""
+    idle = ",".join(str(gpu.index) for gpu in found.gpus if gpu.free >= demand.share * gpu.total)
+    instead = f", or set CUDA_VISIBLE_DEVICES={idle}" if idle else ""
     return [
-        f"GPU {taken[0].index}: {taken[0].free / GIB:.1f} of {taken[0].total / GIB:.1f} GiB are free, and the rollout "
-        f"takes {demand.share:.0%} of a GPU; end what uses it (nvidia-smi), {instead}"
-        "or lower actor_rollout_ref.rollout.gpu_memory_utilization"
+        f"GPU {busy[0].index}: {busy[0].free / GIB:.1f} of {busy[0].total / GIB:.1f} GiB are free, and vLLM takes "
+        f"{demand.share:.0%} of a GPU; end what uses it (nvidia-smi){instead}"
     ]
 
 
@@ -251,5 +262,5 @@ def space_lacks() -> list[str]:
 
 def count_gpus(divides: int = 0) -> int:
     """Return how many GPUs this machine has, at least 1; of more than divide a number, as many as do."""
-    there = max(1, len(gpus()))
+    there = max(1, len(look().gpus))
     return next(count for count in range(there, 0, -1) if not divides or divides % count == 0)

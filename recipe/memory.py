@@ -81,7 +81,8 @@ def phases(config: DictConfig, shape: dict, gpu_bytes: float, gpus: int) -> dict
     actor, fsdp = ref.actor, ref.actor.fsdp_config
     in_host = bool(fsdp.offload_policy)  # weights, gradients and moments stay in the host's memory, in the update too
     count, table = parameters(shape), shape["vocab_size"] * shape["hidden_size"]
-    shard = 0.0 if in_host else 4 * count / gpus  # fp32
+    sharded_over = fsdp.fsdp_size if 0 < fsdp.fsdp_size < gpus else gpus
+    shard = 0.0 if in_host else 4 * count / sharded_over  # fp32
     moments = 2 * shard
     tokens = actor.ppo_max_token_len_per_gpu
     wide, layers, logits = shape["hidden_size"], shape["num_hidden_layers"], shape["vocab_size"]

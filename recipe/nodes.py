@@ -39,7 +39,7 @@ def describe(wanted: dict) -> dict:
     """Return what this node has and lacks.
 
     Args:
-        wanted: root (of the code), token (a file in the run's folder), paths, port and demand, as `look` makes them.
+        wanted: root (of the code), token (a file in the run's folder), paths, port, demand and others, as `look` has.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for a task without a GPU
@@ -51,20 +51,27 @@ def describe(wanted: dict) -> dict:
                 digest.update(f"{file.relative_to(wanted['root'])}\n".encode() + file.read_bytes())
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     demand = machine.Demand(**wanted["demand"]) if wanted["demand"] else None
-    found = machine.gpus()
+    found = machine.look()
     return {
         "node": socket.gethostname(),
         "code": digest.hexdigest()[:8],
         "packages": packages | {"Python": sys.version.split()[0]},
-        "gpus": len(found),
-        "free_gpus": len([gpu for gpu in found if demand and gpu.free >= demand.share * gpu.total]),
-        "lacks": [*machine.lacks(demand), *machine.in_use(demand)] if demand else machine.space_lacks(),
+        "gpus": len(found.gpus),
+        "free_gpus": len([gpu for gpu in found.gpus if demand and gpu.free >= demand.share * gpu.total]),
+        "lacks": node_lacks(demand, wanted["others"]),
         "cpus": int(os.environ.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0))),
         "shared": Path(wanted["token"]).is_file(),
         "unseen": [path for path in wanted["paths"] if not Path(path).exists()],
         "free": machine.free_space(),
         "port_free": wanted["port"] is None or is_free(wanted["port"]),
     }
+
+
+def node_lacks(demand: machine.Demand | None, others: bool) -> list[str]:
+    """Return what this node lacks; `others`: also GPUs that something else uses, which no dead start of this run is."""
+    if demand is None:
+        return machine.space_lacks()
+    return machine.lacks(demand) or (machine.in_use(demand) if others else [])
 
 
 def is_free(port: int) -> bool:
@@ -209,6 +216,8 @@ def look(config: DictConfig) -> list[dict]:
         "paths": [str(Path(path).absolute()) for path in paths if path and Path(path).exists()],
         "port": int(port) if port else None,
         "demand": demand_here(config)._asdict() if config.trainer.device == "cuda" else None,
+        # Alone on a machine a start first ends what a dead one left, which may hold the GPUs.
+        "others": bool(os.environ.get("RAY_ADDRESS") or os.environ.get("SLURM_JOB_ID")),
     }
     token.touch()
     try:

@@ -102,7 +102,8 @@ def check_nodes(config: DictConfig) -> None:
 def demand_here(config: DictConfig) -> machine.Demand:
     """Return what a run asks of each of its machines."""
     each = config.trainer.n_gpus_per_node
-    return machine.Demand(each, **demand(config, each * config.trainer.nnodes))
+    any_gpus = bool(os.environ.get("RAY_ADDRESS"))
+    return machine.Demand(each, **demand(config, each * config.trainer.nnodes), any_gpus=any_gpus)
 
 
 def check_gpus_free(config: DictConfig) -> None:
@@ -218,10 +219,9 @@ def ray_cpus_needed(config: DictConfig) -> int:
 
 def check_ray_cpus(config: DictConfig) -> None:
     """Ray on this machine is given enough CPUs; with fewer, verl waits for ever without a word."""
-    if os.environ.get("RAY_ADDRESS"):
-        return  # an existing cluster has its own number
-    needed = ray_cpus_needed(config)
-    given = config.ray_kwargs.ray_init.num_cpus or os.cpu_count()
+    given, needed = config.ray_kwargs.ray_init.num_cpus, ray_cpus_needed(config)
+    if os.environ.get("RAY_ADDRESS") or given is None:
+        return  # a cluster has its own number, and `recipe.train` chooses one that is enough
     if config.trainer.nnodes == 1 and given < needed:
         raise ValueError(
             f"Ray has {given} CPUs and the run needs {needed}; set ray_kwargs.ray_init.num_cpus={needed} "

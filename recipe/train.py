@@ -104,8 +104,9 @@ def prepare_config(config: DictConfig, step: int) -> None:
             # Without "local" Ray joins whatever cluster it finds on the machine.
             config.ray_kwargs.ray_init.address = "local"
             config.ray_kwargs.ray_init.include_dashboard = False
-            # Ray would count what a container may use of the CPUs, and verl waits for ever for more.
-            config.ray_kwargs.ray_init.num_cpus = config.ray_kwargs.ray_init.num_cpus or os.cpu_count()
+            # Logical CPUs: of fewer than verl's actors hold, it waits for ever for more.
+            enough = max(os.cpu_count(), preflight.ray_cpus_needed(config))
+            config.ray_kwargs.ray_init.num_cpus = config.ray_kwargs.ray_init.num_cpus or enough
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
             config.ray_kwargs.ray_init.runtime_env.env_vars = fixed_environment(config)
@@ -139,7 +140,8 @@ def gpu_environment(config: DictConfig) -> dict[str, str]:
     """Return the variables of a run on GPUs: CPU threads for an optimizer that steps there, of which Ray gives one."""
     if not config.actor_rollout_ref.actor.fsdp_config.offload_policy:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // config.trainer.n_gpus_per_node))}
+    threads = max(1, len(os.sched_getaffinity(0)) // config.trainer.n_gpus_per_node)
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
 
 def environment(config: DictConfig, temporary: Path) -> dict[str, str]:
@@ -237,7 +239,6 @@ def train(config: DictConfig) -> int:
         record = ProcessRecord(folder)
         if ended := record.end_leftovers():
             print(f"ended {ended} processes that a dead run had left")
-        preflight.check_gpus_free(config)
         step = agree(metrics_path, attempt, checkpoints)
         (folder / STOP).unlink(missing_ok=True)
         for aside in checkpoints.glob("discarded_*"):
@@ -247,6 +248,7 @@ def train(config: DictConfig) -> int:
         if total and step >= total:
             print(f"training is done: {folder} is at step {step}")
             return 0
+        preflight.check_gpus_free(config)
         if step:
             check_ranks(checkpoints / f"global_step_{step}", config)
         purge_tensorboard(folder / "tensorboard", step)

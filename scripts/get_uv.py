@@ -54,5 +54,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (IOError, OSError, ValueError) as error:  # in Python 2 a URLError is an IOError alone
-        sys.exit("get_uv: {}".format(str(error).split("\n")[0]))
+    except Exception as error:  # a network fails in many ways, and in other ways in each Python
+        sys.exit("get_uv: {}: {}".format(type(error).__name__, str(error).split("\n")[0]))

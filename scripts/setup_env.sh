@@ -25,17 +25,19 @@ quiet=()
 
 # Prints the path of uv, which is brought to .uv where there is none.
 find_uv() {
-  local candidate python
-  for candidate in uv .venv/bin/uv .uv/bin/uv .uv/uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
-    "$candidate" --version >/dev/null 2>&1 && command -v "$candidate" && return
+  local candidate python reason="" there
+  mapfile -t there < <(type -ap uv)
+  for candidate in "${there[@]}" .uv/bin/uv .uv/uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
+    [[ "$(realpath "$candidate")" != "$PWD/.venv/"* ]] || continue # it would be removed with .venv
+    "$candidate" --version >/dev/null 2>&1 && echo "$candidate" && return
   done
   for python in "${JUSTRL_PYTHON_BIN:-python3}" python3 python python2; do
     command -v "$python" >/dev/null || continue
     # pip knows the mirrors that a lab may have; without it, or for an old Python, from PyPI.
     "$python" -m pip install -qq --target .uv 'uv>=0.9' >/dev/null 2>&1 && echo .uv/bin/uv && return
-    "$python" scripts/get_uv.py .uv && return
+    reason=$("$python" scripts/get_uv.py .uv 2>&1) && echo "$reason" && return
   done
-  die "needs uv, and no Python here could fetch it; see https://docs.astral.sh/uv/getting-started/installation"
+  die "needs uv, and no Python here could fetch it (${reason:-there is none}); see https://docs.astral.sh/uv/getting-started/installation"
 }
 
 # Prints the Python for .venv: of this machine, or the version that uv is to bring. On a GPU it needs its headers, since
@@ -45,7 +47,7 @@ find_python() {
   read -ra versions <<<"$supported"
   [ -z "${JUSTRL_PYTHON_BIN:-}" ] || versions=("$JUSTRL_PYTHON_BIN")
   for version in "${versions[@]}"; do
-    found=$("$uv" python find --no-python-downloads --no-project "$version" 2>/dev/null) || continue
+    found=$("$uv" python find --system --no-python-downloads --no-project "$version" 2>/dev/null) || continue
     [ "$JUSTRL_DEVICE" = cpu ] || has_headers "$found" || continue
     [[ " $supported " == *" $(version_of "$found") "* ]] && echo "$found" && return
   done
@@ -55,7 +57,11 @@ find_python() {
 }
 
 version_of() { "$1" -c "import sys; print('%d.%d' % sys.version_info[:2])"; }
-has_headers() { "$1" -c "import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()['include'] + '/Python.h'))"; }
+# As recipe.machine.compiler_lacks has it.
+has_headers() {
+  "$1" -c "import os, sys, sysconfig as s; name = s.get_default_scheme().replace('posix_local', 'posix_prefix')
+sys.exit(not os.path.exists(s.get_path('include', name) + '/Python.h'))"
+}
 
 # Prints uv's options for the places where pip is configured to look, which uv does not read.
 pip_places() {
@@ -68,21 +74,24 @@ pip_places() {
       *) continue ;;
     esac
     tr ' ' '\n' <<<"${line#*=}" | sed "s/'//g; s/\\\\n/\n/g" | sed "/^$/d; s/^/$option=/"
-  done | sort -u
+  done | awk '!seen[$0]++ && !(/^--default-index=/ && index_seen++)' # uv takes one default index: pip's first
 }
+
+# Prints what uv gives as the cause of a failure, or else its first line.
+cause() { sed -n 's/^ *cause: //p' <<<"$1" | tail -n 1 | grep . || sed '/^ *$/d' <<<"$1" | head -n 1; }
 
 install_packages() {
   local torch python reason
   python=$(find_python)
   echo "environment: $requirements for Python $python into .venv"
   reason=$("$uv" venv --quiet --clear --python "$python" .venv 2>&1) ||
-    die "needs Python ${supported// / or } ($JUSTRL_DEVICE); none is here and uv could not bring one (${reason##*cause: }); install one, or name it by JUSTRL_PYTHON_BIN"
+    die "needs Python ${supported// / or } ($JUSTRL_DEVICE); none is here and uv could not bring one ($(cause "$reason")); install one, or name it by JUSTRL_PYTHON_BIN"
   if [ "$JUSTRL_DEVICE" = cpu ]; then
     torch=$(grep -o '^torch==[^ ]*' "$requirements")
     # The +cpu build is not on PyPI: first the configured places, then PyTorch's own index.
     "${install[@]}" --no-index "$torch" 2>/dev/null ||
-      reason=$("${install[@]}" --default-index "$TORCH_INDEX" "$torch" 2>&1) ||
-      die "$torch for this Python is neither where pip is configured to look nor could $TORCH_INDEX be asked (${reason##*cause: })"
+      reason=$("$uv" pip install --quiet --python .venv/bin/python --no-deps --default-index "$TORCH_INDEX" "$torch" 2>&1) ||
+      die "$torch for this Python is neither where pip is configured to look nor could $TORCH_INDEX be asked ($(cause "$reason"))"
     "${install[@]}" -r "$requirements"
   else
     "${install[@]}" -r <(grep -v '^flash-attn==' "$requirements")

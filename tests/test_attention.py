@@ -1,6 +1,7 @@
 """Packed attention and blocked log-probabilities against float64, as verl's engine and transformers call them."""
 
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -342,3 +343,34 @@ def test_verls_own_key_for_the_attention_wins():
     config = compose("demo", ["+actor_rollout_ref.model.override_config.attn_implementation=sdpa"], "cpu")
     assert settings.settle(config).startswith("sdpa of transformers")
     assert config.actor_rollout_ref.model.override_config == {"_attn_implementation": "sdpa"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "message"),
+    [
+        (
+            [f"{settings.KEY}=packed_flash"],
+            "cuda",
+            "use packed, packed_flash_attn, packed_torch, packed_reference, or an",
+        ),
+        ([f"{settings.KEY}=packed_torch"], "cpu", "needs a GPU; on the CPU use packed_reference"),
+        ([f"{settings.KEY}=packed_flash_attn"], "cuda", "flash-attn is not installed; use packed_torch"),
+        ([f"{settings.KEY}=flash_attention_2"], "cuda", "flash-attn is not installed; use packed, which takes what"),
+        ([f"{settings.KEY}=flash_attention_2"], "cpu", "it needs a GPU; use packed, which takes what"),
+        (
+            ["actor_rollout_ref.model.use_remove_padding=false"],
+            "cpu",
+            "needs actor_rollout_ref.model.use_remove_padding",
+        ),
+    ],
+)
+def test_an_attention_that_cannot_run_is_refused_before_the_run(overrides, device, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        settings.check(compose("justrl_deepseek", overrides, device))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torch_without_packed_attention_is_refused(monkeypatch):
+    monkeypatch.setattr(settings, "has_varlen", lambda: False)
+    with pytest.raises(ValueError, match="has no FlashAttention over packed sequences"):
+        settings.check(compose("justrl_deepseek", [], "cuda"))

@@ -8,7 +8,7 @@ import pytest
 
 from recipe import machine
 from recipe.compose import compose
-from recipe.machine import GIB, Demand
+from recipe.machine import GIB, Demand, look
 from recipe.preflight import demand_here
 
 Memory = namedtuple("Memory", "total free used")
@@ -22,9 +22,9 @@ class Stub:
     class NVMLError(Exception):
         pass
 
-    def __init__(self, count=8, cuda=13000, name="NVIDIA H100 80GB HBM3", capability=(9, 0), gib=80, free=None, mig=()):
+    def __init__(self, count=8, cuda=13000, name="NVIDIA H100 80GB HBM3", capability=(9, 0), gib=80, **more):
         self.count, self.cuda, self.name, self.capability, self.gib = count, cuda, name, capability, gib
-        self.free, self.mig = free or {}, mig
+        self.free, self.mig, self.forbidden = (more.get(key, {}) for key in ("free", "mig", "forbidden"))
 
     def nvmlInit(self):
         if self.count is None:
@@ -43,6 +43,8 @@ class Stub:
         return b"550.54.15" if self.cuda < 13000 else "580.65.06"
 
     def nvmlDeviceGetHandleByIndex(self, index):
+        if index in self.forbidden:
+            raise self.NVMLError("Insufficient Permissions")
         return index
 
     def nvmlDeviceGetUUID(self, handle):
@@ -52,6 +54,8 @@ class Stub:
         return self.name
 
     def nvmlDeviceGetMemoryInfo(self, handle):
+        if handle in self.mig:
+            raise self.NVMLError("Insufficient Permissions")
         free = self.free.get(handle, self.gib - 1)
         return Memory(self.gib * GIB, free * GIB, (self.gib - free) * GIB)
 
@@ -71,7 +75,7 @@ def imitated(monkeypatch, tmp_path):
     monkeypatch.delenv("JUSTRL_DEVICE", raising=False)
     monkeypatch.setattr(machine, "wheel_cuda", lambda: (13, 0))
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(machine.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
     monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
 
     def imitate(**options):
@@ -102,7 +106,7 @@ def test_a_fitting_machine_lacks_nothing(imitated, wanted):
         ({"count": 4}, "the run wants 8 GPUs and there are 4; set trainer.n_gpus_per_node=4"),
         ({"name": "Tesla V100", "capability": (7, 0)}, "GPU 0, Tesla V100, has compute capability 7.0, and FlashAtt"),
         ({"mig": (3,)}, "GPU 3 is split by MIG, and a run needs whole GPUs; nvidia-smi -i 3 -mig 0 joins it"),
-        ({"gib": 24}, "GPU 0, NVIDIA H100 80GB HBM3, has 24 GiB, and training needs 31"),
+        ({"gib": 24}, "GPU 0, NVIDIA H100 80GB HBM3, has 24 GiB, and training needs 30"),
         ({"gib": 20 + 20}, ""),
     ],
 )
@@ -156,8 +160,8 @@ def test_the_installed_torch_is_read_not_imported():
 def test_gpus_in_use_are_named_and_idle_ones_offered(imitated, wanted):
     imitated(free={0: 10})
     (line,) = machine.in_use(wanted)
-    assert line.startswith("GPU 0: 10.0 of 80.0 GiB are free, and the rollout takes 75% of a GPU; end what uses it")
-    assert "set CUDA_VISIBLE_DEVICES=1,2,3,4,5,6,7, or lower" in line
+    assert line.startswith("GPU 0: 10.0 of 80.0 GiB are free, and vLLM takes 75% of a GPU; end what uses it")
+    assert line.endswith(", or set CUDA_VISIBLE_DEVICES=1,2,3,4,5,6,7")
     assert machine.in_use(Demand(1, 0.1, 0.0, 0.0)) == []
 
 
@@ -177,7 +181,7 @@ def test_cuda_visible_devices(imitated, monkeypatch, variable, indices):
     imitated(count=4)
     if variable is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert [gpu.index for gpu in machine.gpus()] == indices
+    assert [gpu.index for gpu in look().gpus] == indices
 
 
 def test_hidden_gpus_and_slices_are_said(imitated, monkeypatch, wanted):
@@ -190,23 +194,44 @@ def test_hidden_gpus_and_slices_are_said(imitated, monkeypatch, wanted):
     ]
 
 
-def test_without_nvml_nothing_is_said_of_gpus(imitated, wanted, monkeypatch):
-    imitated(count=None)
-    assert machine.lacks(wanted) == [] == machine.gpus()
+def test_gpus_that_a_container_may_not_use_are_left_out(imitated, wanted):
+    imitated(count=10, forbidden=(0, 3))
+    assert [gpu.index for gpu in look().gpus] == [1, 2, 4, 5, 6, 7, 8, 9]
+    assert machine.lacks(wanted) == []
+
+
+def test_on_a_cluster_any_of_a_nodes_gpus_will_do(imitated):
+    """Ray chooses them; a raylet may have been started with some of them alone."""
+    imitated(free={0: 2, 1: 2}, mig=(2,))
+    assert machine.in_use(Demand(4, 0.5, any_gpus=True)) == [] == machine.lacks(Demand(4, 0.5, any_gpus=True))
+    assert machine.in_use(Demand(4, 0.5))
+    assert machine.in_use(Demand(6, 0.5, any_gpus=True))
+
+
+def test_without_nvmls_module_nothing_is_said_of_gpus(imitated, wanted, monkeypatch):
+    imitated()
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert machine.lacks(wanted) == [] == machine.gpus()
+    assert machine.lacks(wanted) == [] == look().gpus
 
 
-def test_the_device_is_nvmls_answer_where_it_can_be_asked(imitated, monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "DEVICE_FILES", (str(tmp_path / "absent"),))
+def test_a_driver_that_cannot_be_used_is_said_where_its_files_are(imitated, wanted, monkeypatch, tmp_path):
+    """A container without the GPU runtime shows /proc/driver/nvidia of its host."""
     imitated(count=None)
+    monkeypatch.setattr(machine, "DEVICE_FILES", (str(tmp_path / "absent"),))
     assert machine.device() == "cpu"
+    assert machine.lacks(wanted) == []
     monkeypatch.setattr(machine, "DEVICE_FILES", (str(tmp_path),))
-    assert machine.device() == "cuda", "a driver whose library cannot be asked"
+    assert machine.device() == "cuda"
+    (line,) = machine.lacks(wanted)
+    assert line.startswith("the NVIDIA driver cannot be used (NVML_ERROR_LIBRARY_NOT_FOUND); in a container, start it")
+
+
+def test_the_device_is_what_is_asked_for_or_there(imitated, monkeypatch):
     imitated(count=1)
     assert machine.device() == "cuda"
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlInit=lambda: 1 / 0))
     monkeypatch.setenv("JUSTRL_DEVICE", "cpu")
-    assert machine.device() == "cpu"
+    assert machine.device() == "cpu", "a sick driver is not asked"
     monkeypatch.setenv("JUSTRL_DEVICE", "gpu")
     with pytest.raises(ValueError, match="use cpu or cuda"):
         machine.device()

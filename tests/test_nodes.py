@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+from recipe import machine
 from recipe.compose import compose
 from recipe.nodes import complaints, describe, is_free
 from tests.conftest import ROOT
+from tests.test_machine import Stub
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,7 @@ def test_a_node_describes_itself(tmp_path):
             "paths": [str(tmp_path), "/no/such"],
             "port": port,
             "demand": None,
+            "others": False,
         }
         found = describe(wanted)
     assert (found["unseen"], found["shared"], found["port_free"]) == (["/no/such"], False, False)
@@ -95,3 +98,20 @@ def test_a_cluster_that_does_not_answer_is_one_line_and_status_2():
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == "recipe.nodes: RAY_ADDRESS=127.0.0.1:1: [Errno 111] Connection refused; is it a cluster's?\n"
+
+
+def test_a_node_says_what_its_gpus_lack(monkeypatch, tmp_path):
+    """Also of a node whose CUDA_VISIBLE_DEVICES Ray has emptied for a task that takes no GPU."""
+    monkeypatch.setitem(sys.modules, "pynvml", Stub(count=2, free={0: 1}))
+    monkeypatch.setattr(machine, "wheel_cuda", lambda: (13, 0))
+    monkeypatch.setattr(machine, "compiler_lacks", list)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    wanted = {"root": str(tmp_path), "token": str(tmp_path), "paths": [], "port": None, "others": True}
+    demand = machine.Demand(2, 0.5, any_gpus=True)
+    found = describe(wanted | {"demand": demand._asdict()})
+    assert (found["gpus"], found["free_gpus"]) == (2, 1)
+    assert found["lacks"][0].startswith("GPU 0: 1.0 of 80.0 GiB are free, and vLLM takes 50%")
+    assert describe(wanted | {"demand": demand._asdict(), "others": False})["lacks"] == []
+    assert describe(wanted | {"demand": demand._replace(gpus=1)._asdict()})["lacks"] == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    assert describe(wanted | {"demand": demand._asdict()})["lacks"][0].startswith("CUDA_VISIBLE_DEVICES=MIG-1: a run")

@@ -27,13 +27,19 @@ case "$*" in
     [[ "$FAILS" != *venv* ]] || { echo "  cause: dns error" >&2 && exit 2; }
     rm -rf .venv && mkdir -p .venv/bin && cp "$PYTHON" .venv/bin/python
     ;;
+  *flash_attn*) [[ "$FAILS" != *flash* ]] || { echo "error: no build" && exit 1; } ;;
   *--no-index*) [[ "$FAILS" != *links* ]] || exit 2 ;;
   *--default-index*) [[ "$FAILS" != *index* ]] || { echo "  cause: no network" >&2 && exit 2; } ;;
-  *flash*) [[ "$FAILS" != *flash* ]] || { echo "error: no build" && exit 1; } ;;
 esac
 """
 PYTHON = """#!/usr/bin/env bash
-case "$*" in *version_info*) echo "$VERSION" ;; *Python.h*) [ -z "$NO_HEADERS" ] ;; *) exit 1 ;; esac
+case "$*" in
+  *version_info*) echo "$VERSION" ;;
+  *Python.h*) [ -z "$NO_HEADERS" ] ;;
+  "-m pip config list") printf '%s\n' ":env:.index-url='https://lab/simple'" "global.index-url='https://lab/old'" \
+    "global.find-links='/wheels /more'" "global.extra-index-url='https://lab/extra'" "global.cert='/certificates'" ;;
+  *) exit 1 ;;
+esac
 """
 
 
@@ -68,12 +74,35 @@ def test_what_is_there_needs_neither_uv_nor_a_network(set_up):
 
 def test_the_cpus_torch_comes_from_pips_places_or_pytorchs_index(set_up):
     _, calls = set_up()
-    assert [call for call in calls if "--no-index torch==" in call]
-    assert not [call for call in calls if "--default-index" in call]
-    done, calls = set_up("cuda", version="3.12")
-    assert done.returncode == 0
+    (torch,) = [call for call in calls if "torch==" in call]
+    assert "--no-index torch==2.13.0+cpu" in torch
+    assert set_up("cuda", version="3.12")[0].returncode == 0
     done, calls = set_up(fails="links")
-    assert [call for call in calls if "--default-index https://download.pytorch.org/whl/cpu torch==" in call]
+    assert done.returncode == 0
+    torch = [call for call in calls if "torch==" in call][-1]
+    assert torch.endswith("--default-index https://download.pytorch.org/whl/cpu torch==2.13.0+cpu")
+    assert torch.count("--default-index") == 1, "uv takes one"
+
+
+def test_uv_looks_where_pip_is_configured_to_look(set_up):
+    _, calls = set_up("cuda", version="3.12")
+    (packages,) = [call for call in calls if "-r" in call.split()]
+    places = [word for word in packages.split() if word.startswith("--") and "=" in word]
+    assert sorted(places) == [
+        "--default-index=https://lab/simple",
+        "--find-links=/more",
+        "--find-links=/wheels",
+        "--index=https://lab/extra",
+    ]
+
+
+def test_a_uv_inside_the_environment_is_not_used_to_make_it_anew(set_up, tmp_path):
+    set_up()
+    inside = tmp_path / "checkout" / ".venv" / "bin" / "uv"
+    shutil.copy(tmp_path / "uv", inside)
+    (tmp_path / "checkout" / "requirements-cpu.txt").write_text("torch==2.13.0+cpu\n")
+    _, calls = set_up(PATH=f"{inside.parent}:{tmp_path}:/usr/bin:/bin")
+    assert [call for call in calls if call.startswith("venv")]
 
 
 def test_a_machine_without_gpus_headers_gets_a_python_that_has_them(set_up):
@@ -124,7 +153,7 @@ def test_flash_attn_never_ends_the_setup(set_up, wanted, fails, message):
 def test_a_wheel_of_flash_attn_is_installed_once(set_up):
     set_up("cuda", version="3.12")
     _, calls = set_up("cuda", version="3.12", JUSTRL_FLASH_ATTN="/wheels/flash_attn.whl")
-    assert [call for call in calls if call.endswith("--no-deps /wheels/flash_attn.whl")]
+    assert [call for call in calls if call.endswith(" /wheels/flash_attn.whl")]
     assert not [call for call in calls if "-r" in call.split()], "the packages are there"
     _, calls = set_up("cuda", version="3.12", JUSTRL_FLASH_ATTN="/wheels/flash_attn.whl")
     assert not [call for call in calls if "flash_attn" in call]
@@ -173,7 +202,7 @@ def test_any_python_fetches_uv(tmp_path, pypi):
 
 def test_a_damaged_or_missing_uv_is_one_line(tmp_path, pypi):
     pypi[2]["digests"]["sha256"] = "0"
-    assert get_uv(tmp_path, pypi[0]).stderr.startswith("get_uv: uv-1-py3-none-manylinux2014_")
+    assert get_uv(tmp_path, pypi[0]).stderr.startswith("get_uv: ValueError: uv-1-py3-none-")
     pypi[1]["urls"].clear()
     assert f"uv 1 has no build for Linux on {platform.machine()}" in get_uv(tmp_path, pypi[0]).stderr
     assert "get_uv: " in get_uv(tmp_path, "http://127.0.0.1:1").stderr

@@ -45,10 +45,10 @@ def test_a_slow_machine_has_time_to_start_ray(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("alone")
-def test_ray_counts_the_machines_cpus_not_a_containers_share(tmp_path):
+def test_ray_is_given_the_cpus_that_verl_waits_for():
     config = compose("justrl_deepseek", [], "cuda")
     prepare_config(config, 0)
-    assert config.ray_kwargs.ray_init.num_cpus == os.cpu_count()
+    assert config.ray_kwargs.ray_init.num_cpus == max(os.cpu_count(), 32 * 3 + 1 + 8 + 1), "logical ones"
     config = compose("demo", [], "cpu")
     prepare_config(config, 0)
     assert config.ray_kwargs.ray_init.num_cpus == 8, "the config's own"
@@ -58,5 +58,8 @@ def test_ray_counts_the_machines_cpus_not_a_containers_share(tmp_path):
 def test_an_optimizer_in_host_memory_has_the_cpus_threads(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     preset = compose("justrl_deepseek", ["+hardware=one_24gb"], "cuda")
-    assert environment(preset, tmp_path)["OMP_NUM_THREADS"] == str(os.cpu_count())
+    assert environment(preset, tmp_path)["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment(preset, tmp_path)["OMP_NUM_THREADS"] == "3", "what the user set stays"
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert "OMP_NUM_THREADS" not in environment(compose("justrl_deepseek", [], "cuda"), tmp_path)

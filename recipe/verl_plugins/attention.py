@@ -14,12 +14,15 @@ from collections.abc import Callable
 import torch
 import torch.distributed
 import verl.utils.torch_functional
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface
 from verl.utils import ulysses
 
 from recipe.attention import FLASH_ATTN, PACKED, REFERENCE, TORCH, choose
 from recipe.verl_plugins.log_probs import log_probs
 
+# Boundaries of the packs whose positions are alive, by the tensor itself.
+PACKS = WeakIdKeyDictionary()
 # Arguments of transformers' attention functions that change the result and that no kernel here implements.
 UNSUPPORTED = ("dropout", "sliding_window", "softcap", "s_aux")
 
@@ -94,6 +97,15 @@ def gather_sequence(tensor: torch.Tensor, ranks: int) -> torch.Tensor:
     return ulysses.gather_seq_scatter_heads(tensor.repeat_interleave(copies, dim=2), seq_dim=1, head_dim=2)
 
 
+def gather_positions(position_ids: torch.Tensor, ranks: int) -> torch.Tensor:
+    """Return the positions of a whole pack, of which each Ulysses rank has a part."""
+    if ranks == 1:
+        return position_ids
+    parts = [torch.empty_like(position_ids) for _ in range(ranks)]
+    torch.distributed.all_gather(parts, position_ids, group=ulysses.get_ulysses_sequence_parallel_group())
+    return torch.cat(parts, dim=-1)
+
+
 def packed_attention(
     kernel: Callable | None,
     module: torch.nn.Module,
@@ -120,18 +132,20 @@ def packed_attention(
     """
     asked = [name for name in UNSUPPORTED if options.get(name)]
     if asked:
-        raise ValueError(f"packed attention has no {asked[0]}, which {type(module).__name__} asks for")
+        raise ValueError(
+            f"packed attention has no {asked[0]}, which {type(module).__name__} asks for; with flash-attn installed, "
+            "actor_rollout_ref.model.override_config._attn_implementation=flash_attention_2 may have it"
+        )
     if query.shape[0] != 1 or position_ids is None or attention_mask is not None:
         raise ValueError("packed attention takes packed sequences; set actor_rollout_ref.model.use_remove_padding=true")
     query, key, value = (in_kernel_dtype(tensor).transpose(1, 2) for tensor in (query, key, value))
     ranks = ulysses.get_ulysses_sequence_parallel_world_size()
     if ranks > 1:
         query, key, value = (gather_sequence(tensor, ranks) for tensor in (query, key, value))
-        parts = [torch.empty_like(position_ids) for _ in range(ranks)]
-        torch.distributed.all_gather(parts, position_ids, group=ulysses.get_ulysses_sequence_parallel_group())
-        position_ids = torch.cat(parts, dim=-1)
+    if position_ids not in PACKS:  # one tensor for all layers, which need not wait for the GPU each
+        PACKS[position_ids] = pack_boundaries(gather_positions(position_ids, ranks))
     kernel = kernel or best_kernel(query.device.type)
-    attended = kernel(query[0], key[0], value[0], *pack_boundaries(position_ids), scaling)[None]
+    attended = kernel(query[0], key[0], value[0], *PACKS[position_ids], scaling)[None]
     if ranks > 1:
         attended = ulysses.gather_heads_scatter_seq(attended, seq_dim=1, head_dim=2)
     return attended, None
