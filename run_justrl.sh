@@ -208,8 +208,8 @@ read -ra extra <<<"${JUSTRL_EVAL:-}"
 
 data() {
   if [ "$config" = demo ]; then
-    python -m data_prep.demo --output "$data_folder/demo"
-    python -m data_prep.backbone --output models/demo
+    python -m data_prep.demo.problems --output "$data_folder/demo"
+    python -m data_prep.demo.problems.model --output models/demo
   else
     # Prepared once: a node without access to the hub uses what is there.
     if [ -n "${JUSTRL_BENCH:-}" ] || [ ! -f "$bench/CMIMC25.parquet" ]; then

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.command import run
+from common.command import run
 from data_prep.prompt import DAPO_PREFIX, DAPO_SUFFIX
 
 ROW_GROUP = 2**20  # rows, pandas' and pyarrow's own choice

@@ -27,9 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.gpu_sections import SECTIONS, Bench
-from data_prep.command import positive, run
-from data_prep.files import write_text_whole
-from recipe import machine
+from common import machine
+from common.command import positive, run
+from common.files import write_text_whole
 from recipe.attention import version
 
 LIMIT_SECONDS = 1200  # for each section

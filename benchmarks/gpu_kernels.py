@@ -13,8 +13,8 @@ from verl.utils import torch_functional
 
 fallback_log_probs = torch_functional.logprobs_from_logits_v2  # before the next import replaces it
 
+from common.machine import device  # noqa: E402
 from recipe import attention as names  # noqa: E402
-from recipe.machine import device  # noqa: E402
 from recipe.verl_plugins.attention import KERNELS, reference_kernel  # noqa: E402
 from recipe.verl_plugins.log_probs import log_probs  # noqa: E402
 

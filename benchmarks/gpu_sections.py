@@ -13,11 +13,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from recipe import attention, machine
+from common import machine
+from recipe import attention
 from recipe.memory import BACKBONES, GIB, model_shape, parameters, phases
+from recipe.monitor.metrics import read_metrics, validation_accuracy
 from recipe.plan import GPUS, Lengths, gpu_type, ideal_seconds, utilization
-from recipe.progress import validation_accuracy
-from recipe.resume import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 DEEPSEEK = BACKBONES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
@@ -75,8 +75,8 @@ class Bench:
 
     def demo_files(self) -> None:
         """Make the demo's data and model, which are kept if they are there."""
-        self.run("data_prep.demo", "--output", "data/demo")
-        self.run("data_prep.backbone", "--output", "models/demo")
+        self.run("data_prep.demo.problems", "--output", "data/demo")
+        self.run("data_prep.demo.problems.model", "--output", "models/demo")
 
     def model(self) -> str:
         """Return the folder of a model of the backbone's shape with random weights and the demo's tokenizer."""

@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from common.command import run
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.command import run
-from data_prep.parquet import read_rows
+from data_prep.rows import read_rows
 from eval.generate import wanted_samples
 from eval.samples import ENDING, format_line
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 
-from data_prep.command import run
+from common.command import run
 from reward import justrl, robust
 
 FILLER = "We compute the sum of the first terms and find that it is even, so we go on. "

@@ -3,8 +3,8 @@
 Writes `<TASK>.parquet` in verl's rows, the same for validation during training and for evaluation, beside a manifest.
 The source is the hub (the data sets below, at pinned commits), or the folder of the official release or any of its
 layout (`<TASK>/test.parquet`). A gold is kept as released in `extra_info.released`; `reward_model.ground_truth` is
-what a strict match compares with, and `extra_info.answer` says what it means (`data_prep/golds.py`). The manifest
-lists every gold that is not as released, with the reason.
+what a strict match compares with, and `extra_info.answer` says what it means (`data_prep/reference_answers.py`). The
+manifest lists every gold that is not as released, with the reason.
 
 example: python -m data_prep.benchmarks --source benchmarks --output data/bench --tasks AIME24,AIME25
 """
@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from data_prep.command import run
-from data_prep.golds import ARROW_TYPE, Correction, corrected, corrections, plain
-from data_prep.parquet import EXTRA_INFO, SCHEMA, open_rows, row, write_rows
+from common.command import run
+from data_prep.reference_answers import ARROW_TYPE, Correction, corrected, corrections, plain
+from data_prep.rows import EXTRA_INFO, SCHEMA, open_rows, row, write_rows
 from data_prep.source import Source, from_hub, records
 
 HUB = "hub"

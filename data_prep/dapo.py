@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from common.command import positive, run
+from common.files import sha256
 from data_prep import contamination
 from data_prep.benchmarks import read_problems
-from data_prep.command import positive, run
 from data_prep.distinct import distinct_rows
-from data_prep.files import sha256
 from data_prep.normalise import canonical
-from data_prep.parquet import read_manifest, row, write_rows
 from data_prep.prompt import BOXED_SENTENCE, strip_dapo_template, training_prompt
+from data_prep.rows import read_manifest, row, write_rows
 from data_prep.source import locate
 from reward.justrl import BOX, compute_score
 

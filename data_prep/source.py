@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from data_prep.command import first_line
-from data_prep.files import sha256
+from common.command import first_line
+from common.files import sha256
 
 BATCH_ROWS = 65536  # about 30 MB of problems
-# Read without pyarrow's data set scanner, see data_prep.parquet.open_rows.
+# Read without pyarrow's data set scanner, see data_prep.rows.open_rows.
 SUFFIXES = (".parquet", ".jsonl", ".json")
 # The two known layouts of the training set, for JSON lines.
 MESSAGE = pa.struct({"content": pa.string(), "role": pa.string()})

@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from common.command import run
+from common.files import sha256
 from data_prep.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, benchmark_row
-from data_prep.command import run
 from data_prep.dapo import content_id, ground_truth_fault
-from data_prep.files import sha256
-from data_prep.golds import corrections
 from data_prep.normalise import canonical
-from data_prep.parquet import SCHEMA, open_rows, read_manifest
 from data_prep.prompt import BOXED_SENTENCE, DAPO_PREFIX, DAPO_SUFFIX, training_prompt
+from data_prep.reference_answers import corrections
+from data_prep.rows import SCHEMA, open_rows, read_manifest
 
 SHOWN = 5  # rows named for each kind of fault
 

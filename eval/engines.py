@@ -16,8 +16,8 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from recipe.machine import device
-from recipe.processes import RAY_PATIENCE, python_path, temporary_root
+from common.machine import device
+from common.processes import RAY_PATIENCE, python_path, temporary_root
 
 TRIES = 3  # of one request, and starts of one engine
 # Requests at one engine. Per token, decoding reads the weights once and every request's keys and values: from some 200

@@ -9,9 +9,9 @@ import matplotlib
 import numpy as np
 from omegaconf import DictConfig
 
-from data_prep.files import written_whole
-from recipe.curves import AIME24, BANDS, backbone, band, has_bands
-from recipe.health import QUANTITIES, series
+from common.files import written_whole
+from recipe.monitor.curves import AIME24, BANDS, backbone, band, has_bands
+from recipe.monitor.health import QUANTITIES, series
 
 WIDTH, PANEL = 6.4, 2.0  # inches: of a picture, and a panel's height
 OURS, PAPERS = "#1f6f8b", "#e0a030"

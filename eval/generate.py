@@ -29,18 +29,18 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from common.command import positive, within
+from common.command import run as run_command
+from common.files import sha256, write_text_whole
+from common.machine import Demand, device, in_use, lacks
+from common.models import check_model
+from common.processes import ProcessRecord, adopt_orphans, run_lock
+from common.progress import cause, duration
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.command import positive, within
-from data_prep.command import run as run_command
-from data_prep.files import sha256, write_text_whole
-from data_prep.parquet import read_rows
 from data_prep.prompt import evaluation_prompt, training_prompt
+from data_prep.rows import read_rows
 from eval.engines import GPU_OPTIONS, Endpoint, answer_all, engine_options, ray_engines
 from eval.samples import ENDING, format_line, read_json, read_samples, repair
-from recipe.machine import Demand, device, in_use, lacks
-from recipe.preflight import check_model
-from recipe.processes import ProcessRecord, adopt_orphans, run_lock
-from recipe.progress import cause, duration
 
 PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
 DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's

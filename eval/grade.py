@@ -24,18 +24,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.command import run as run_command
+from common.command import within
+from common.files import sha256, write_text_whole
+from common.models import check_model
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.command import run as run_command
-from data_prep.command import within
-from data_prep.files import sha256, write_text_whole
-from data_prep.golds import corrected, corrections
+from data_prep.reference_answers import corrected, corrections
 from eval import judge, official, typed
 from eval.generate import add_engine_arguments, one_driver
 from eval.samples import ENDING, format_line, read_json, read_lines, read_samples, sample_files
 from eval.statistics import distinct_n, interval, majority, mean_interval, pass_at_k, powers_of_two
-from recipe.preflight import check_model
-from reward.formulas import WORKERS
 from reward.justrl import last_boxed
+from reward.sandbox import WORKERS
 
 TRACK = "official"  # whose average is a model's score
 JUDGED, TYPED = "official+judge", "strict-typed"

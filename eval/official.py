@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pylatexenc.latex2text import LatexNodes2Text
 
-from reward.formulas import Pool
 from reward.justrl import BOX, last_boxed
+from reward.sandbox import Pool
 
 VERSION = 1  # raise it whenever an outcome may change: caches of grades go by it
 RIGHT = ("match", "equivalent")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.files import write_text_whole
+from common.files import write_text_whole
 
 STYLE = Path(__file__).with_name("page.css")
 HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -19,19 +19,18 @@ from statistics import NormalDist
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.command import run as run_command
-from eval.compute import compute, compute_table
+from common.command import run as run_command
 from eval.figures import draw_curves, draw_lengths, draw_pass_at_k, draw_scores
 from eval.page import Cell, Report, number, percent
 from eval.published import PUBLISHED, beside_published, published
 from eval.samples import ENDING, read_json, read_lines, read_samples
 from eval.statistics import mean_interval, paired_mean_difference
 from recipe import attention
-from recipe.curves import BUDGETS, has_bands
-from recipe.health import series, warnings
-from recipe.progress import REWARD, has_training
-from recipe.progress import number as metric
-from recipe.resume import read_metrics
+from recipe.monitor.compute import compute, compute_table
+from recipe.monitor.curves import BUDGETS, has_bands
+from recipe.monitor.health import series, warnings
+from recipe.monitor.metrics import REWARD, has_training, read_metrics
+from recipe.monitor.metrics import format_metric as metric
 
 MANIFEST = Path("data/dapo/train.manifest.json")
 SIGNIFICANT = 0.05

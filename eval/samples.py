@@ -11,8 +11,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from common.files import write_text_whole
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.files import write_text_whole
 
 ENDING = ".samples.jsonl"
 RELEASED = re.compile(r"(.+?)_t[\d.]+_p[\d.]+_n\d+-MNT\d+\.jsonl")

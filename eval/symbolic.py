@@ -1,7 +1,7 @@
 """The worker of `eval.official`: whether the difference of two normalised answers simplifies to zero.
 
 The released grader gives a model's text to sympy's `parse_expr`, which evaluates it as Python. Here only text whose
-tokens are numbers, names and operators gets there, in a process behind the wall of `reward.formulas`, with no name but
+tokens are numbers, names and operators gets there, in a process behind the wall of `reward.sandbox`, with no name but
 those below. `error` says that the released grader would have evaluated something else.
 """
 
@@ -64,6 +64,6 @@ def judge(answer: str, truth: str) -> str:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from reward.formulas import work
+    from reward.sandbox import work
 
     work(judge)

@@ -1,11 +1,11 @@
 r"""The strict-typed track: what a gold means decides how an answer is compared with it.
 
-`data_prep.golds` gives each gold a type; `reward.robust` compares by it: integers and fractions exactly, lists as sets
-or in order, intervals with their ends, both values of a plus-minus, text by itself, equations up to a factor and other
-formulas by math-verify in a walled worker. Hedges, chains and several answers do not pass. What is added here is the
+`data_prep.reference_answers` gives each gold a type; `reward.robust` compares by it: integers and fractions exactly,
+lists as sets or in order, intervals with their ends, both values of a plus-minus, text by itself, equations up to a
+factor and other formulas by math-verify in a walled worker. Hedges, chains and several answers do not pass. What is added here is the
 tolerance of a measured number.
 
-    >>> from data_prep.golds import read
+    >>> from data_prep.reference_answers import read
     >>> judge(r"\boxed{4.5\times 10^{33}}", "4.5e33", read("4.5e33"))
     ('equivalent', '4.5\\times 10^{33}')
 """
@@ -13,7 +13,7 @@ tolerance of a measured number.
 from dataclasses import asdict, replace
 from decimal import Decimal
 
-from data_prep.golds import Reading
+from data_prep.reference_answers import Reading
 from reward import robust
 
 RIGHT = robust.comparison.RIGHT
@@ -28,7 +28,7 @@ def judge(response: str, truth: str, reading: Reading) -> tuple[str, str]:
 
     Args:
         truth: the gold without delimiters, with its correction if it has one.
-        reading: what it means; both are what `data_prep.golds.corrected` returns.
+        reading: what it means; both are what `data_prep.reference_answers.corrected` returns.
     """
     if reading.type in ("decimal", "scientific"):
         relative = abs(Decimal(reading.value)) * RELATIVE_TOLERANCE

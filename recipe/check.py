@@ -21,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.command import run
+from common.command import run
+from common.machine import device
 from recipe import attention, preflight
 from recipe.compose import UNDECLARED_KEYS, compose_unresolved, config_names, resolve
-from recipe.machine import device
+from recipe.monitor.loggers import use_wandb
 from recipe.paper import BACKBONES, VALUES, Value, backbone
-from recipe.tracking import use_wandb
 
 # Keys that an override may change without a word: names, places, logging, and what only speed and memory depend on.
 MACHINE = (

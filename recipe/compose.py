@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recipe.machine import count_gpus, device
+from common.machine import count_gpus, device
 
 # In a config: as many of this machine's GPUs as divide a number.
 OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
@@ -29,7 +29,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parent / "config"
 UNDECLARED_KEYS = {
     "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "verl.trainer.main_ppo.TaskRunnerV1",
-    "actor_rollout_ref.rollout.custom.validation_response_length": "recipe.agent_loops; verl reads none of custom",
+    "actor_rollout_ref.rollout.custom.validation_response_length": "recipe.verl_plugins.agent_loops",
     "reward.reward_kwargs": "verl.experimental.reward_loop.reward_manager.dapo.DAPORewardManager",
     "reward.custom_reward_function.reward_kwargs": "verl.trainer.ppo.reward.get_custom_reward_fn",
     "ray_kwargs.ray_init": "ray.init, called by verl.trainer.main_ppo.run_ppo",

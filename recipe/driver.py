@@ -17,7 +17,7 @@ def main() -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from recipe.stoppable import RemoteTaskRunner
+    from recipe.verl_plugins.trainer import RemoteTaskRunner
 
     config = OmegaConf.load(sys.argv[1])
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))

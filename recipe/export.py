@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_prep.command import run as run_command
-from recipe.processes import end_with_parent, run_lock
-from recipe.resume import complete_checkpoints
+from common.command import run as run_command
+from common.processes import end_with_parent, run_lock
+from recipe.checkpoints import complete_checkpoints
 
 
 def export(run: Path, step: int | None) -> Path:

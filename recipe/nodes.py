@@ -23,15 +23,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.command import run as run_command
-from recipe import machine
+from common import machine
+from common.command import run as run_command
+from common.machine import FREE_SPACE, device
+from common.processes import python_path
 from recipe.compose import compose
-from recipe.machine import FREE_SPACE, device
 from recipe.preflight import CPUS_PER_RANK, demand_here, files, ray_cpus_needed
-from recipe.processes import python_path
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("run_justrl.sh", "recipe", "reward", "data_prep", "eval")
+CODE = ("run_justrl.sh", "scripts", "common", "recipe", "reward", "data_prep", "eval")
 SECONDS_TO_ANSWER = 25
 
 

@@ -33,6 +33,7 @@ class Value(NamedTuple):
 BACKBONES = {"deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": 4380, "nvidia/OpenMath-Nemotron-1.5B": 3440}
 
 _ACTOR, _ROLLOUT, _VALIDATION = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "in-training validation"
+_SAMPLER = "trainer.v1.sampler.custom_sampler"
 _OFF = "a trick that the paper leaves out"
 _KL = "a pull towards the backbone that the paper leaves out"
 
@@ -100,8 +101,8 @@ VALUES = (
     Value("reward.reward_model.enable", False, TEXT, "the reward"),
     Value("distillation.enabled", False, TEXT, "the loss"),
     Value("trainer.v1.trainer_mode", "sync", VERL, "whether responses come from the policy that learns from them"),
-    Value("trainer.v1.sampler.custom_sampler.path", "pkg://recipe.batch_order", VERL, "what a mini-batch holds"),
-    Value("trainer.v1.sampler.custom_sampler.name", "PromptOrderReplayBuffer", VERL, "what a mini-batch holds"),
+    Value(f"{_SAMPLER}.path", "pkg://recipe.verl_plugins.replay_buffer", VERL, "what a mini-batch holds"),
+    Value(f"{_SAMPLER}.name", "ReplayBuffer", VERL, "what a mini-batch holds"),
     Value("trainer.critic_warmup", 0, SCRIPT, "when the policy starts to learn"),
     Value("trainer.save_freq", 50, SCRIPT, "which checkpoints there are"),
     Value("trainer.test_freq", 50, SCRIPT, _VALIDATION),

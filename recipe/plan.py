@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from data_prep.command import run
+from common.command import run
 from recipe.compose import compose, config_names
 from recipe.memory import GIB, cache_bytes, model_shape, needed, parameters, phases, token_bytes
 from recipe.preflight import BYTES_PER_PARAMETER, check_batch

@@ -4,17 +4,18 @@ Each function raises ValueError with one line that says what is wrong and how to
 """
 
 import ast
-import json
 import os
 import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from data_prep.parquet import open_rows
-from recipe import attention, machine
+from common import machine
+from common.models import check_model, count_parameters
+from data_prep.rows import open_rows
+from recipe import attention
+from recipe.checkpoints import complete_checkpoints
 from recipe.memory import demand
-from recipe.resume import complete_checkpoints
 
 # CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
 CPUS_PER_RANK = 3  # verl.single_controller.ray.ResourcePoolManager.max_colocate_count
@@ -35,7 +36,6 @@ COUNTS = (
     "actor_rollout_ref.rollout.val_kwargs.n",
     "actor_rollout_ref.rollout.custom.validation_response_length",
 )
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check(config: DictConfig) -> None:
@@ -136,24 +136,6 @@ def check_data(config: DictConfig) -> None:
         )
 
 
-def check_model(path: str | None, tokens: int = 0) -> None:
-    """The model is a folder with a config, a tokenizer and a context of so many tokens, or looks like a hub id."""
-    if not path:
-        raise ValueError("the config names no model; add actor_rollout_ref.model.path=FOLDER_OR_HUB_ID")
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or path.count("/") != 1 or path.startswith((".", "models/")):
-            raise ValueError(f"model {path}: no such folder")
-        return  # a hub id: the hub says whether it exists
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model {path}: has no config.json; is it a Hugging Face model folder?")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ValueError(f"model {path}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save it beside the weights")
-    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    if context and context < tokens:
-        raise ValueError(f"model {path}: a context of {context} tokens, and prompt plus response may have {tokens}")
-
-
 def check_reward(config: DictConfig) -> None:
     """The reward file exists, and takes the options it is given: a function with `**kwargs` swallows mistyped ones."""
     reward = config.reward.custom_reward_function
@@ -229,25 +211,9 @@ def check_ray_cpus(config: DictConfig) -> None:
         )
 
 
-def parameters(model: str) -> int | None:
-    """Return a local model's number of parameters from its safetensors headers; None where there are none."""
-    weights = sorted(Path(model).expanduser().glob("*.safetensors"))
-    total = 0
-    for path in weights:
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in tensor["shape"]:
-                    count *= size
-                total += count
-    return total if weights else None
-
-
 def check_disk(config: DictConfig) -> None:
     """The disk has room for what is missing of the checkpoints that are kept, and of the one being written."""
-    count = parameters(config.actor_rollout_ref.model.path)
+    count = count_parameters(config.actor_rollout_ref.model.path)
     if count is None or config.trainer.save_freq <= 0:
         return
     kept = (config.trainer.max_actor_ckpt_to_keep or 1) + 1  # and the best

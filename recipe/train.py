@@ -21,13 +21,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from data_prep.command import run as run_command
-from data_prep.files import write_text_whole
-from recipe import attention, preflight
-from recipe.check import add_arguments, compare, flat, require_paper
-from recipe.health import Warnings
-from recipe.machine import device
-from recipe.processes import (
+from common.command import run as run_command
+from common.files import write_text_whole
+from common.machine import device
+from common.processes import (
     RAY_PATIENCE,
     ProcessRecord,
     adopt_orphans,
@@ -37,22 +34,24 @@ from recipe.processes import (
     scratch,
     temporary_root,
 )
-from recipe.progress import WARNING, StepLines, WaitingLine, cause, has_training, validation_accuracy
-from recipe.resume import (
+from common.progress import WARNING, WaitingLine, cause
+from recipe import attention, preflight
+from recipe.check import add_arguments, compare, flat, require_paper
+from recipe.checkpoints import (
     DISCARDED,
     STOP,
     agree,
     best_checkpoint,
     check_ranks,
     complete_checkpoints,
-    format_metrics,
-    read_metrics,
     retain,
 )
-from recipe.tracking import purge_tensorboard, use_wandb, wandb_environment
+from recipe.monitor.health import Warnings
+from recipe.monitor.loggers import purge_tensorboard, use_wandb, wandb_environment
+from recipe.monitor.metrics import StepLines, format_metrics, has_training, read_metrics, validation_accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
-WARM_PYTHON = ROOT / "recipe" / "warm_python.py"
+WARM_PYTHON = ROOT / "recipe" / "cpu" / "fork_server.py"
 POLL_SECONDS = 1.0
 FULL_BYTES = 1 << 20  # less room than this after a failure means that it was the disk
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -74,9 +73,9 @@ WARM_MODULES = (
 )
 
 CPU_ENVIRONMENT = {
-    # The first three make verl load recipe.cpu_platform, see there.
+    # The first three make verl load recipe.cpu.platform, see there.
     "VERL_PLATFORM": "cpu",
-    "VERL_USE_EXTERNAL_MODULES": "recipe.cpu_platform",
+    "VERL_USE_EXTERNAL_MODULES": "recipe.cpu.platform",
     "VERL_ENGINE_DEVICE": "cuda",  # verl registers its FSDP engines for cuda and npu only (EngineRegistry)
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets vLLM's engine run the model itself, one process fewer
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than a tiny model's whole run
@@ -97,7 +96,7 @@ def run_folder(config: DictConfig) -> Path:
 def prepare_config(config: DictConfig, step: int) -> None:
     """Set in place what depends on this start: where Ray runs, and no second validation of a step."""
     with open_dict(config):
-        config.trainer.max_actor_ckpt_to_keep = None  # see recipe.resume.retain
+        config.trainer.max_actor_ckpt_to_keep = None  # see recipe.checkpoints.retain
         if step:
             config.trainer.val_before_train = False  # it would log the checkpoint's step again
         if not os.environ.get("RAY_ADDRESS"):
@@ -171,7 +170,7 @@ def changed_keys(before: Path, config: DictConfig) -> list[str]:
 
 def start_warm_python(socket: str, variables: dict[str, str], log) -> subprocess.Popen:
     """Start the server that this run's processes are forked from, and wait until it listens."""
-    command = [sys.executable, "-m", "recipe.warm_python", socket, *WARM_MODULES]
+    command = [sys.executable, "-m", "recipe.cpu.fork_server", socket, *WARM_MODULES]
     server = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
     waiting = WaitingLine("importing torch, vLLM and transformers, once for all processes")
     while not os.path.exists(socket):

@@ -19,12 +19,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.command import run as run_command
-from recipe.curves import aime24, band, has_bands
-from recipe.health import QUANTITIES, series, warnings
-from recipe.processes import lock_holder
-from recipe.progress import SMOOTHED_STEPS, WARNING, duration, has_training, seconds_left, step_seconds
-from recipe.resume import complete_checkpoints, read_metrics
+from common.command import run as run_command
+from common.processes import lock_holder
+from common.progress import WARNING, duration
+from recipe.checkpoints import complete_checkpoints
+from recipe.monitor.curves import aime24, band, has_bands
+from recipe.monitor.health import QUANTITIES, series, warnings
+from recipe.monitor.metrics import SMOOTHED_STEPS, has_training, read_metrics, seconds_left, step_seconds
 
 REFRESH_SECONDS = 2.0
 WARNINGS_SHOWN = 4  # with the table they fit 24 lines; what does not fit, rich cuts off

@@ -64,7 +64,7 @@ def judge(solution_str: str, ground_truth: str, reading: dict | None = None) -> 
     """Return the outcome of one response, and its answer ("" if none).
 
     Args:
-        reading: what the truth means, as `data_prep.golds` writes it: type, tolerance and asked are used.
+        reading: what the truth means, as `data_prep.reference_answers` writes it: type, tolerance and asked are used.
     """
     answer = strict.last_boxed(solution_str)
     if answer is None:

@@ -57,7 +57,7 @@ find_python() {
 }
 
 version_of() { "$1" -c "import sys; print('%d.%d' % sys.version_info[:2])"; }
-# As recipe.machine.compiler_lacks has it.
+# As common.machine.compiler_lacks has it.
 has_headers() {
   "$1" -c "import os, sys, sysconfig as s; name = s.get_default_scheme().replace('posix_local', 'posix_prefix')
 sys.exit(not os.path.exists(s.get_path('include', name) + '/Python.h'))"

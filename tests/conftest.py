@@ -37,7 +37,7 @@ def warm_command(socket: str) -> list[str]:
     from recipe.train import CPU_ENVIRONMENT, WARM_MODULES
 
     variables = [f"{name}={value}" for name, value in CPU_ENVIRONMENT.items()]
-    return ["env", *variables, sys.executable, "-m", "recipe.warm_python", socket, *WARM_MODULES]
+    return ["env", *variables, sys.executable, "-m", "recipe.cpu.fork_server", socket, *WARM_MODULES]
 
 
 @pytest.fixture(scope="session")

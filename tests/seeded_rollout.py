@@ -6,7 +6,7 @@ So a run's responses are the same on one rank and on two, each with an engine of
 import json
 from zlib import crc32
 
-from recipe.agent_loops import SingleTurn
+from recipe.verl_plugins.agent_loops import SingleTurn
 
 
 class SeededSingleTurn(SingleTurn):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from recipe.resume import read_metrics
+from recipe.monitor.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.test_run_slow import SECONDS, experiment
 
@@ -54,7 +54,7 @@ def train(env, arm, steps, *overrides, **environment):
 def overlong(warm_python):
     """The folder of a run with the penalty, with the agent loops of a GPU run, validated before training."""
     folder = experiment("test_ablation_overlong")
-    loops = "actor_rollout_ref.rollout.agent.agent_loop_manager_class=recipe.agent_loops.AgentLoopManager"
+    loops = "actor_rollout_ref.rollout.agent.agent_loop_manager_class=recipe.verl_plugins.agent_loops.AgentLoopManager"
     longer = "actor_rollout_ref.rollout.custom.validation_response_length=64"
     train(warm_python, "ablation_overlong", 2, PENALTY, loops, longer, "trainer.save_freq=-1")
     return folder

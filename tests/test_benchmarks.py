@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from data_prep import benchmarks
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.golds import TYPES, corrections, read
-from data_prep.parquet import open_rows, read_manifest
+from data_prep.reference_answers import TYPES, corrections, read
+from data_prep.rows import open_rows, read_manifest
 from data_prep.verify import verify
 from tests.conftest import ROOT
 from tests.hub import local_hub
 from tests.test_dapo import command
 
-GOLDEN = json.loads((ROOT / "tests" / "cases" / "golds.json").read_text())
+GOLDEN = json.loads((ROOT / "tests" / "cases" / "reference_answers.json").read_text())
 
 
 @pytest.fixture(scope="module")

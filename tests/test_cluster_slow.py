@@ -10,9 +10,9 @@ import sys
 import psutil
 import pytest
 
-from recipe.processes import end
-from recipe.progress import has_training
-from recipe.resume import complete_checkpoints, read_metrics
+from common.processes import end
+from recipe.checkpoints import complete_checkpoints
+from recipe.monitor.metrics import has_training, read_metrics
 from tests.conftest import ROOT, warm_command
 from tests.slurm import Slurm, missing
 from tests.test_processes import wait_until

@@ -21,7 +21,7 @@ from verl.plugin.platform import get_platform
 from verl.utils import device, distributed
 from verl.workers.engine import EngineRegistry
 platform = get_platform()
-assert type(platform).__module__ == "recipe.cpu_platform"
+assert type(platform).__module__ == "recipe.cpu.platform"
 assert device.get_device_name() == "cpu" and device.get_device_id() == "cpu"
 assert device.get_torch_device().max_memory_allocated() == 0
 assert not device.is_support_ipc()
@@ -46,7 +46,7 @@ print("all answered")
 
 def test_it_refuses_beside_a_gpu_unless_asked():
     """A machine with a GPU is imitated by the one answer that decides: torch.cuda.is_available."""
-    code = "import torch; torch.cuda.is_available = lambda: True\nimport recipe.cpu_platform\nprint('loaded')"
+    code = "import torch; torch.cuda.is_available = lambda: True\nimport recipe.cpu.platform\nprint('loaded')"
     refused = python(code, JUSTRL_DEVICE="")
     assert "set JUSTRL_DEVICE=cpu" in refused.stderr
     assert "loaded" not in refused.stdout
@@ -55,7 +55,7 @@ def test_it_refuses_beside_a_gpu_unless_asked():
 def test_the_rollout_keeps_weights_that_can_be_loaded_into_again():
     code = """
 import torch
-from recipe.cpu_rollout import keep_weight_unpacked
+from recipe.cpu.rollout import keep_weight_unpacked
 layer = torch.nn.Linear(4, 4, bias=False)
 keep_weight_unpacked(layer, remove_weight=True)
 layer.weight.data.fill_(2.0)

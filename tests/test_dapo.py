@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from data_prep import benchmarks, dapo
 from data_prep.dapo import Pair, ground_truth_fault, select
-from data_prep.parquet import manifest_path, open_rows, read_manifest, read_rows
 from data_prep.prompt import BOXED_SENTENCE, DAPO_PREFIX, DAPO_SUFFIX
+from data_prep.rows import manifest_path, open_rows, read_manifest, read_rows
 from data_prep.verify import verify
 from reward.justrl import compute_score
 from tests.conftest import ROOT
@@ -214,7 +214,7 @@ def test_copies_of_benchmark_problems_are_reported_or_dropped(tmp_path, shared_d
 
 @pytest.mark.slow
 def test_long_prompts_are_counted_with_the_chat_template(tmp_path):
-    from data_prep.backbone import build_tokenizer
+    from data_prep.demo.problems.model import build_tokenizer
 
     build_tokenizer(300).save_pretrained(tmp_path / "model")
     source = write_raw(tmp_path / "raw.parquet", [("short?", "1"), ("long " * 2000, "2")])

@@ -6,13 +6,13 @@ import random
 import pandas as pd
 import pytest
 
-from data_prep import demo
-from data_prep.parquet import COLUMNS, read_rows, row, write_rows
+from data_prep.demo import problems as demo
 from data_prep.prompt import (
     BOXED_SENTENCE,
     evaluation_prompt,
     training_prompt,
 )
+from data_prep.rows import COLUMNS, read_rows, row, write_rows
 from reward.justrl import compute_score
 
 

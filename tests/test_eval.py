@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.benchmarks import BENCHMARKS, benchmark_row, read_pairs
-from data_prep.golds import corrected, corrections, read
+from data_prep.reference_answers import corrected, corrections, read
 from eval import grade, judge, typed
 from eval.generate import check_fingerprint, digest, model_digest, sample_seed, wanted_samples
 from eval.samples import read_samples, repair, sample_files

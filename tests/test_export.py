@@ -2,8 +2,8 @@
 
 import pytest
 
+from common.processes import run_lock
 from recipe.export import export
-from recipe.processes import run_lock
 from tests.test_resume import checkpoint
 
 

@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.compose import compose
-from recipe.curves import aime24, band, has_bands
-from recipe.health import UNSCORED, quantities, warnings
+from recipe.monitor.curves import aime24, band, has_bands
+from recipe.monitor.health import UNSCORED, quantities, warnings
 from tests.conftest import ROOT
 
 # Two lines of a real run of the demo on verl 0.9.1: the validation before training, and a step with a validation.

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipe import machine
+from common import machine
+from common.machine import GIB, Demand, look
 from recipe.compose import compose
-from recipe.machine import GIB, Demand, look
 from recipe.preflight import demand_here
 
 Memory = namedtuple("Memory", "total free used")

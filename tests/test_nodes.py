@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from recipe import machine
+from common import machine
 from recipe.compose import compose
 from recipe.nodes import complaints, describe, is_free
 from tests.conftest import ROOT

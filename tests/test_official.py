@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import benchmarks
 from eval.official import MAX_CHARACTERS, POOL, RIGHT, boxed, judge, normal
-from reward import formulas
+from reward import sandbox as formulas
 from tests.conftest import ROOT
 from tests.test_robust import ATTEMPTS, HOSTILE
 

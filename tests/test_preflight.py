@@ -6,8 +6,8 @@ from collections import namedtuple
 
 import pytest
 
-from data_prep.demo import main as make_demo
-from data_prep.parquet import row, write_rows
+from data_prep.demo.problems import main as make_demo
+from data_prep.rows import row, write_rows
 from recipe import preflight
 from recipe.compose import compose
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipe import processes
-from recipe.processes import (
+from common import processes
+from common.processes import (
     BOOT_ID,
     ProcessRecord,
     RunInProgressError,
@@ -45,7 +45,7 @@ def test_a_killed_holder_holds_nothing(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from recipe.processes import run_lock
+from common.processes import run_lock
 with run_lock(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(600)
@@ -143,7 +143,7 @@ def test_orphaned_descendants_are_recorded_and_ended(tmp_path):
     code = f"""
 import subprocess, sys, time
 from pathlib import Path
-from recipe.processes import ProcessRecord, adopt_orphans
+from common.processes import ProcessRecord, adopt_orphans
 adopt_orphans()
 subprocess.run([sys.executable, "-c", "import subprocess, sys; subprocess.Popen({SLEEP!r}, start_new_session=True)"])
 record = ProcessRecord(Path({str(tmp_path)!r}))

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from common.files import write_text_whole
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.files import write_text_whole
 from eval import report
-from eval.compute import compute
 from eval.published import PUBLISHED, published
 from eval.statistics import interval, mean_interval
 from recipe.compose import compose
-from recipe.curves import BUDGETS, backbone
+from recipe.monitor.compute import compute
+from recipe.monitor.curves import BUDGETS, backbone
 from tests.conftest import ROOT
 
 LENGTHS = {"mean": 900.4, "p10": 100.0, "p50": 800.0, "p90": 1500.0, "p99": 2000.0}

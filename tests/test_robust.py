@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from data_prep import benchmarks
-from data_prep.parquet import open_rows
+from data_prep.rows import open_rows
 from reward import formulas, justrl
 from reward.comparison import RIGHT
-from reward.formulas import POOL
 from reward.robust import OUTCOMES, compute_score, judge
+from reward.sandbox import POOL
 from tests.conftest import ROOT
 
 CASES = json.loads((ROOT / "tests" / "cases" / "answers.json").read_text())
@@ -45,7 +45,7 @@ def test_labelled_cases():
 
 
 def test_cases_cover_every_answer_type_in_both_directions():
-    from data_prep.golds import TYPES
+    from data_prep.reference_answers import TYPES
 
     sides = {(case["type"], case["right"]) for case in CASES}
     assert sides >= {(kind, right) for kind in TYPES for right in (True, False)}
@@ -223,7 +223,7 @@ def test_no_response_runs_code(tmp_path):
 OWNER = """
 import sys
 sys.path.insert(0, {root!r})
-from reward.formulas import POOL
+from reward.sandbox import POOL
 POOL.ask("x+y", "y+x")
 print(POOL.idle.queue[0].process.pid, flush=True)
 {end}

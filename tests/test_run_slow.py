@@ -14,10 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.processes import ProcessRecord, scratch_folder, start_ticks
 from data_prep.prompt import DAPO_PREFIX, DAPO_SUFFIX
-from recipe.processes import ProcessRecord, scratch_folder, start_ticks
-from recipe.progress import has_training
-from recipe.resume import read_metrics
+from recipe.monitor.metrics import has_training, read_metrics
 from tests.conftest import ROOT
 from tests.test_processes import wait_until
 

@@ -15,10 +15,10 @@ import time
 import psutil
 import pytest
 
+from common.processes import lock_holder
+from recipe.checkpoints import complete_checkpoints
 from recipe.compose import compose
-from recipe.processes import lock_holder
-from recipe.progress import has_training
-from recipe.resume import complete_checkpoints, read_metrics
+from recipe.monitor.metrics import has_training, read_metrics
 from tests.conftest import ROOT
 from tests.slurm import missing
 from tests.test_cluster_slow import submit, wait_for_step, warm_slurm

@@ -6,8 +6,8 @@ import signal
 import pytest
 from omegaconf import OmegaConf
 
+from common.processes import RAY_PATIENCE
 from recipe.compose import compose
-from recipe.processes import RAY_PATIENCE
 from recipe.train import STOPPING_SIGNALS, Interrupted, environment, interrupt, prepare_config
 
 

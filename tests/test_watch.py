@@ -13,7 +13,7 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.processes import lock_holder, run_lock
+from common.processes import lock_holder, run_lock
 from tests.conftest import ROOT
 from tests.test_resume import checkpoint
 

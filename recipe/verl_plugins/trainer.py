@@ -11,7 +11,7 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from recipe.resume import STOP
+from recipe.checkpoints import STOP
 
 
 @register_trainer("stoppable")

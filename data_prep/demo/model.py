@@ -1,6 +1,6 @@
 """A backbone of under a million parameters, made on the spot, for a run that needs no download.
 
-python -m data_prep.backbone --output models/demo
+python -m data_prep.demo.problems.model --output models/demo
 
 A Qwen2 with a byte-level tokenizer and a ChatML template, warm-started by supervised learning on
 the demo's arithmetic, where a minority of the answers is worked out and the others are guesses: it
@@ -13,9 +13,9 @@ import random
 import shutil
 from pathlib import Path
 
-from data_prep.command import run
-from data_prep.demo import all_problems, split
-from data_prep.files import write_text_whole
+from common.command import run
+from common.files import write_text_whole
+from data_prep.demo.problems import all_problems, split
 from data_prep.prompt import training_prompt
 
 SETTINGS_FILE = "justrl_backbone.json"
@@ -163,8 +163,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4, help="answers a problem (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default %(default)s)")
     parser.add_argument("--data-seed", type=int, default=0, help="seed of the problems (default %(default)s)")
-    parser.add_argument("--train", type=int, default=3584, help="as for data_prep.demo (default %(default)s)")
-    parser.add_argument("--test", type=int, default=256, help="as for data_prep.demo (default %(default)s)")
+    parser.add_argument("--train", type=int, default=3584, help="as for data_prep.demo.problems (default %(default)s)")
+    parser.add_argument("--test", type=int, default=256, help="as for data_prep.demo.problems (default %(default)s)")
     args = parser.parse_args()
     settings = {name: value for name, value in vars(args).items() if name != "output"}
     if is_made(args.output, settings):

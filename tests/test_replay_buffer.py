@@ -56,9 +56,9 @@ def sampled_keys(queue, buffer_class) -> tuple[list[str], list[str], list[str], 
 
 @pytest.mark.slow
 def test_batch_is_in_the_order_of_its_prompts(queue):
-    from recipe.batch_order import PromptOrderReplayBuffer
+    from recipe.verl_plugins.replay_buffer import ReplayBuffer
 
-    prompts, finished, sampled, metrics = sampled_keys(queue, PromptOrderReplayBuffer)
+    prompts, finished, sampled, metrics = sampled_keys(queue, ReplayBuffer)
     assert sampled == prompts != finished
     assert metrics == {"reward/score": 1 / RESPONSES, "reward/pred_empty": 1 / RESPONSES}
 
@@ -78,10 +78,10 @@ def test_verl_itself_keeps_the_order_of_completion(queue):
 def test_every_run_uses_it(name, device):
     from verl.utils.import_utils import load_extern_object
 
-    from recipe.batch_order import PromptOrderReplayBuffer
+    from recipe.verl_plugins.replay_buffer import ReplayBuffer
 
     named = compose(name, [], device).trainer.v1.sampler.custom_sampler
-    assert issubclass(load_extern_object(named.path, named.name), PromptOrderReplayBuffer)
+    assert issubclass(load_extern_object(named.path, named.name), ReplayBuffer)
 
 
 def test_order_of_completion_would_sort_the_updates_by_length():

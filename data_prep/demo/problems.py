@@ -1,6 +1,6 @@
 """Arithmetic problems in the recipe's row format, for a run that needs no download.
 
-python -m data_prep.demo --output data/demo
+python -m data_prep.demo.problems --output data/demo
 
 Writes `train.parquet` and `test.parquet`: sums of two-digit numbers, drawn with a fixed seed. No problem
 of the test set occurs in the training set, in either order of its terms.
@@ -11,8 +11,8 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.command import run
-from data_prep.parquet import row, write_rows
+from common.command import run
+from data_prep.rows import row, write_rows
 
 DATA_SOURCE = "demo_arithmetic"
 
@@ -73,7 +73,7 @@ def main() -> None:
     for name, problems in zip(("train", "test"), split(args.train, args.test, args.seed), strict=True):
         rows = [row(DATA_SOURCE, p.text, str(p.answer), i, name) for i, p in enumerate(problems)]
         path = args.output / f"{name}.parquet"
-        write_rows(path, rows, {"source": "data_prep.demo", "seed": args.seed, "rows_in": len(rows)})
+        write_rows(path, rows, {"source": "data_prep.demo.problems", "seed": args.seed, "rows_in": len(rows)})
         print(f"{path}: {len(rows)} problems")
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.tracking import purge_tensorboard, use_wandb, wandb_environment
+from recipe.monitor.loggers import purge_tensorboard, use_wandb, wandb_environment
 from tests.conftest import ROOT
 
 

@@ -7,7 +7,7 @@ import ray
 from verl.experimental.agent_loop import agent_loop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
-from recipe import agent_loops
+from recipe.verl_plugins import agent_loops
 
 
 def instantiate_once(config: dict, made: dict = {}, **kwargs):  # noqa: B006 - the shared default is the memory

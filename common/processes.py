@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import psutil
 
-from data_prep.files import write_text_whole
+from common.files import write_text_whole
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 TRIES = 5  # to take a lock, within a second

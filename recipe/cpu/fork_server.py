@@ -4,8 +4,8 @@
 A run is a serial chain of some ten processes, each of which imports the same 15 to 25 s of Python
 before it does anything. Here one server imports once, and every process of the run is a fork of it:
 
-    python -m recipe.warm_python SOCKET MODULE [MODULE ...]       the server; ends with its parent
-    JUSTRL_WARM_PYTHON=SOCKET recipe/warm_python.py ARGUMENTS     stands for `python ARGUMENTS`
+    python -m recipe.cpu.fork_server SOCKET MODULE [MODULE ...]       the server; ends with its parent
+    JUSTRL_WARM_PYTHON=SOCKET recipe/cpu/fork_server.py ARGUMENTS     stands for `python ARGUMENTS`
 
 The second form asks the server for a process with its own arguments, environment, folder and open
 files, passes signals on, and ends as that process ends; without a server it starts a cold Python. Ray

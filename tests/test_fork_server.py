@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_processes import wait_until
 
-WARM = str(ROOT / "recipe" / "warm_python.py")
+WARM = str(ROOT / "recipe" / "cpu" / "fork_server.py")
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def server(tmp_path):
     """A warm server that has imported `decimal` and knows its temporary folder, and the environment to reach it."""
     socket = str(tmp_path / "warm")
     (tmp_path / "asks.py").write_text("import tempfile\ntempfile.gettempdir()\n")
-    command = [sys.executable, "-m", "recipe.warm_python", socket, "decimal", "asks"]
+    command = [sys.executable, "-m", "recipe.cpu.fork_server", socket, "decimal", "asks"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     wait_until(lambda: os.path.exists(socket))
     yield process, os.environ | {"JUSTRL_WARM_PYTHON": socket, "JUSTRL_PYTHON": sys.executable}

@@ -1,7 +1,7 @@
 """A verl platform for machines without an accelerator.
 
 verl loads this module in every process because `recipe.train.CPU_ENVIRONMENT` sets
-`VERL_USE_EXTERNAL_MODULES=recipe.cpu_platform`; `VERL_PLATFORM=cpu` then selects the class.
+`VERL_USE_EXTERNAL_MODULES=recipe.cpu.platform`; `VERL_PLATFORM=cpu` then selects the class.
 Nothing here changes what a run computes: it only answers the questions verl asks of a device.
 """
 

@@ -4,8 +4,8 @@ from omegaconf import DictConfig
 
 from eval.page import Cell, number
 from recipe import paper
-from recipe.curves import BUDGETS, GPU_HOURS, STEPS, backbone
-from recipe.progress import has_training, step_seconds
+from recipe.monitor.curves import BUDGETS, GPU_HOURS, STEPS, backbone
+from recipe.monitor.metrics import has_training, step_seconds
 
 
 def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:

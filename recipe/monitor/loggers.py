@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from data_prep.files import write_text_whole
+from common.files import write_text_whole
 from recipe.preflight import files
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_prep.command import first_line
-from data_prep.files import sha256, write_text_whole, written_whole
+from common.command import first_line
+from common.files import sha256, write_text_whole, written_whole
 from data_prep.prompt import training_prompt
 
 EXTRA_INFO = pa.struct({"index": pa.string(), "split": pa.string(), "problem": pa.string()})

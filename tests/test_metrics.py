@@ -2,7 +2,8 @@
 
 import pytest
 
-from recipe.progress import StepLines, cause, duration, validation_accuracy
+from common.progress import cause, duration
+from recipe.monitor.metrics import StepLines, validation_accuracy
 
 METRICS = {"critic/score/mean": 0.25, "response_length/mean": 23.4, "actor/entropy": 0.126, "timing_s/step": 8.0}
 

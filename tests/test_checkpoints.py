@@ -5,8 +5,7 @@ import zipfile
 
 import pytest
 
-from recipe.compose import compose
-from recipe.resume import (
+from recipe.checkpoints import (
     DISCARDED,
     TRACKER,
     agree,
@@ -16,6 +15,7 @@ from recipe.resume import (
     read_metrics,
     retain,
 )
+from recipe.compose import compose
 
 
 def checkpoint(folder, step, parts=("data.pt", "actor/model.pt"), torn=()):

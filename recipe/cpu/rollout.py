@@ -3,7 +3,7 @@
 import torch
 import vllm.model_executor.layers.utils as vllm_layers
 
-from recipe.weight_transfer import WorkerExtension
+from recipe.verl_plugins.weight_transfer import WorkerExtension
 
 
 def keep_weight_unpacked(layer: torch.nn.Module, remove_weight: bool) -> None:

@@ -13,30 +13,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from data_prep.files import write_text_whole
+from common.files import write_text_whole
+from recipe.monitor.metrics import format_metrics, read_metrics
 
 DISCARDED = "metrics.discarded.jsonl"  # where metrics go that no checkpoint stands behind
-STOP = "stop"  # asks a run to save and end, see recipe.stoppable; each start removes it
+STOP = "stop"  # asks a run to save and end, see recipe.verl_plugins.trainer; each start removes it
 TRACKER = "latest_checkpointed_iteration.txt"  # verl.utils.checkpoint.checkpoint_manager reads it
 CHECKPOINT = re.compile(r"(discarded_)?global_step_(\d+)")
-
-
-def read_metrics(path: Path) -> dict[int, dict]:
-    """Return step to metrics from a `metrics.jsonl`; a torn last line is left out."""
-    by_step: dict[int, dict] = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the run died while it wrote this line
-            by_step.setdefault(record["step"], {}).update(record["data"])
-    return by_step
-
-
-def format_metrics(by_step: dict[int, dict]) -> str:
-    """Return metrics as JSON lines, in the form of verl's file logger."""
-    return "".join(json.dumps({"step": step, "data": by_step[step]}) + "\n" for step in sorted(by_step))
 
 
 def is_complete(checkpoint: Path) -> bool:

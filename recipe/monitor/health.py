@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from recipe.curves import band, has_bands
-from recipe.progress import REWARD, SMOOTHED_STEPS, has_training, validation_scores
+from recipe.monitor.curves import band, has_bands
+from recipe.monitor.metrics import REWARD, SMOOTHED_STEPS, has_training, validation_scores
 
-# What recipe.reward_metrics logs of a response without an answer where the reward looks, or with one that it could not
+# What the replay buffer logs of a response without an answer where the reward looks, or with one that it could not
 # judge; the strict reward has the first alone.
 UNSCORED = ("reward/pred_empty", "reward/timed_out", "reward/crashed")
 

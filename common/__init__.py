@@ -1,0 +1,1 @@
+"""What all packages share: command-line ends, files, locks and processes, the machine."""

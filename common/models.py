@@ -1,0 +1,48 @@
+"""What can be told of a Hugging Face model's folder without loading it."""
+
+import json
+from pathlib import Path
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check_model(path: str | None, tokens: int = 0) -> None:
+    """Check that a model is a folder with a config, a tokenizer and a long enough context, or looks like a hub id.
+
+    Args:
+        tokens: of the longest prompt and response together.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not path:
+        raise ValueError("the config names no model; add actor_rollout_ref.model.path=FOLDER_OR_HUB_ID")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or path.count("/") != 1 or path.startswith((".", "models/")):
+            raise ValueError(f"model {path}: no such folder")
+        return  # a hub id: the hub knows whether it exists
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model {path}: has no config.json; is it a Hugging Face model folder?")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(f"model {path}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save it beside the weights")
+    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    if context and context < tokens:
+        raise ValueError(f"model {path}: a context of {context} tokens, and prompt plus response may have {tokens}")
+
+
+def count_parameters(model: str) -> int | None:
+    """Count a local model's parameters from its safetensors headers; None where there are none."""
+    from safetensors import safe_open
+
+    weights = sorted(Path(model).expanduser().glob("*.safetensors"))
+    total = 0
+    for path in weights:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                shape = file.get_slice(name).get_shape()
+                count = 1
+                for size in shape:
+                    count *= size
+                total += count
+    return total if weights else None

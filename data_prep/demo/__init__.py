@@ -1,0 +1,1 @@
+"""The demo's problems and model, made on the spot."""

@@ -1,0 +1,1 @@
+"""Watching and reporting a run: metrics, health rules, the published curves, compute."""
