@@ -2,8 +2,8 @@ r"""The strict-typed track: what a gold means decides how an answer is compared 
 
 `data_prep.reference_answers` gives each gold a type; `reward.robust` compares by it: integers and fractions exactly,
 lists as sets or in order, intervals with their ends, both values of a plus-minus, text by itself, equations up to a
-factor and other formulas by math-verify in a walled worker. Hedges, chains and several answers do not pass. What is added here is the
-tolerance of a measured number.
+factor and other formulas by math-verify in a sandboxed worker. Hedges, chains and several answers do not pass. What is
+added here is the tolerance of a measured number.
 
     >>> from data_prep.reference_answers import read
     >>> judge(r"\boxed{4.5\times 10^{33}}", "4.5e33", read("4.5e33"))
