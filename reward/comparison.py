@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 from .answers import MAX_MEMBERS, TEXT, as_interval, fault, members, number, split_top
-from .formulas import POOL
+from .sandbox import POOL
 
 RIGHT = ("match", "equivalent")
 
