@@ -20,7 +20,7 @@ from recipe.monitor.metrics import read_metrics, validation_accuracy
 from recipe.plan import GPUS, Lengths, gpu_type, ideal_seconds, utilization
 
 ROOT = Path(__file__).resolve().parent.parent
-DEEPSEEK = BACKBONES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
+DEEPSEEK = BACKBONES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]["shape"]
 TINY = DEEPSEEK | {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 TINY["vocab_size"] = 512
 PARTS = {"generation": "timing_s/gen", "old log-probs": "timing_s/old_log_prob", "update": "timing_s/update_actor"}
@@ -76,7 +76,7 @@ class Bench:
     def demo_files(self) -> None:
         """Make the demo's data and model, which are kept if they are there."""
         self.run("data_prep.demo.problems", "--output", "data/demo")
-        self.run("data_prep.demo.problems.model", "--output", "models/demo")
+        self.run("data_prep.demo.model", "--output", "models/demo")
 
     def model(self) -> str:
         """Return the folder of a model of the backbone's shape with random weights and the demo's tokenizer."""

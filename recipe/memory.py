@@ -10,20 +10,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from recipe.paper import BACKBONES
+
 GIB = 2**30
-QWEN = {  # from the config.json of Qwen2.5-Math-1.5B, which both backbones derive from
-    "hidden_size": 1536,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "intermediate_size": 8960,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-}
-BACKBONES = {
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": QWEN | {"tie_word_embeddings": False},  # 1.78 billion parameters
-    "nvidia/OpenMath-Nemotron-1.5B": QWEN,  # 1.54 billion
-}
+BACKBONE = next(iter(BACKBONES.values()))["shape"]
 ENTROPY_ROWS = 2048  # verl's default chunk
 LOG_PROBS_BLOCK = 4 * 2**26  # fp32, see recipe.verl_plugins.log_probs
 BLOCK_COPIES = 3  # of a block that live at once
@@ -40,12 +30,12 @@ def model_shape(path: str | None) -> dict:
     """
     file = Path(path or "") / "config.json"
     if not file.is_file() and path in BACKBONES:
-        return BACKBONES[path]
+        return BACKBONES[path]["shape"]
     try:
         shape = {"tie_word_embeddings": False} | (json.loads(file.read_text()) if file.is_file() else {})
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: no JSON ({error}); fetch the model again") from error
-    if shape.get("model_type") != "qwen2" or QWEN.keys() - shape.keys():
+    if shape.get("model_type") != "qwen2" or BACKBONE.keys() - shape.keys():
         raise ValueError(
             f"actor_rollout_ref.model.path={path}: no folder of a Qwen2, and none of {', '.join(BACKBONES)}"
         )

@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.compose import CONFIG_FOLDER, compose
-from recipe.memory import BACKBONES, GIB, model_shape, parameters, phases
+from recipe.memory import GIB, model_shape, parameters, phases
+from recipe.paper import BACKBONES
 from recipe.plan import (
     GPUS,
     Lengths,
@@ -21,6 +22,8 @@ from recipe.plan import (
     step_seconds,
     utilization,
 )
+
+SHAPES = {model: backbone["shape"] for model, backbone in BACKBONES.items()}
 
 
 @cache
@@ -73,7 +76,7 @@ def test_scaling():
 
 
 def test_checkpoints_on_disk():
-    whole = parameters(BACKBONES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]) * 12 / 1e9
+    whole = parameters(SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]) * 12 / 1e9
     kept = {
         "": 5,
         "trainer.max_actor_ckpt_to_keep=null": 87,
@@ -86,7 +89,7 @@ def test_checkpoints_on_disk():
 
 
 def test_backbones_have_the_published_numbers_of_parameters():
-    assert [parameters(model) for model in BACKBONES.values()] == [1_777_088_000, 1_543_714_304]
+    assert [parameters(model) for model in SHAPES.values()] == [1_777_088_000, 1_543_714_304]
 
 
 def test_formula_counts_a_real_model(tmp_path):
@@ -119,12 +122,12 @@ def test_every_preset_fits_the_machine_that_it_is_named_after():
 )
 def test_the_memory_of_a_phase_is_what_a_reading_of_verl_by_hand_gave(gpus, phase, gigabytes):
     """1.78 billion parameters, 32,768 tokens, nothing offloaded; summed by hand from verl 0.9.1's source."""
-    found = phases(composed("justrl_deepseek"), BACKBONES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"], 80 * GIB, gpus)
+    found = phases(composed("justrl_deepseek"), SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"], 80 * GIB, gpus)
     assert sum(found[phase].values()) / 1e9 == pytest.approx(gigabytes, rel=0.1)
 
 
 def test_offloading_moves_what_it_says():
-    shape = BACKBONES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
+    shape = SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
 
     def parts(*overrides, gpus=8):
         return phases(compose("justrl_deepseek", list(overrides), "cuda"), shape, 80 * GIB, gpus)
@@ -141,7 +144,7 @@ def test_offloading_moves_what_it_says():
 
 def test_measured_utilizations_take_the_place_of_assumed_ones(tmp_path):
     """A step that took what the plan expects, at one length for all responses, gives the plan's utilizations back."""
-    config, shape = composed("justrl_deepseek"), BACKBONES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
+    config, shape = composed("justrl_deepseek"), SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
     ideal = ideal_seconds(config, shape, GPUS["H100-80GB"], Lengths(32, 15360, 15360, 15360**2), 40 * GIB)
     reached = Utilization(generation=0.25, training=0.4)
     found = utilization(ideal, step_seconds(ideal, reached))
