@@ -209,7 +209,7 @@ read -ra extra <<<"${JUSTRL_EVAL:-}"
 data() {
   if [ "$config" = demo ]; then
     python -m data_prep.demo.problems --output "$data_folder/demo"
-    python -m data_prep.demo.problems.model --output models/demo
+    python -m data_prep.demo.model --output models/demo
   else
     # Prepared once: a node without access to the hub uses what is there.
     if [ -n "${JUSTRL_BENCH:-}" ] || [ ! -f "$bench/CMIMC25.parquet" ]; then

@@ -29,7 +29,7 @@ from pathlib import Path
 from benchmarks.gpu_sections import SECTIONS, Bench
 from common import machine
 from common.command import positive, run
-from common.files import write_text_whole
+from common.files import write_text
 from recipe.attention import version
 
 LIMIT_SECONDS = 1200  # for each section
@@ -75,7 +75,7 @@ def measure(name: str, section: Callable[[Bench], dict], bench: Bench) -> bool:
     found = {"gpu": bench.gpu_type, "figures": figures, "hardware": hardware()}
     if reached := figures.pop("utilization", None):
         found["utilization"] = reached
-    write_text_whole(path, json.dumps(found, indent=1) + "\n")
+    write_text(path, json.dumps(found, indent=1) + "\n")
     print(f"{name}: done in {time.monotonic() - started:.0f} s", flush=True)
     return True
 
@@ -124,7 +124,7 @@ def main() -> int:
             raise ValueError(f"unknown section '{name}'; there are {', '.join(SECTIONS)}")
     bench = Bench(args.output, args.seconds)
     done = [measure(name, SECTIONS[name], bench) for name in args.sections or SECTIONS]
-    write_text_whole(args.output / "gpu.md", table(args.output))
+    write_text(args.output / "gpu.md", table(args.output))
     print(f"{args.output}/gpu.md")
     return int(not all(done))
 

@@ -1,4 +1,4 @@
-"""How every command ends: status 0, or one clear line and status 2; and parsers of numbers."""
+"""How every command ends: exit status 0, or one clear line and exit status 2 or 1; and parsers of numbers."""
 
 import argparse
 import sys
@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+class Failure(Exception):
+    """A run or a check failed, through no wrong use: exit status 1."""
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind where it has none."""
-    return str(error).split("\n")[0] or type(error).__name__
+    """Return the first line of an error's text, or its type where it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def positive(text: str) -> int:
@@ -19,7 +23,7 @@ def positive(text: str) -> int:
 
 
 def within(low: float, high: float) -> Callable[[str], float]:
-    """Return a parser of numbers from `low` to `high`."""
+    """Make a parser of numbers from `low` to `high`."""
 
     def number(text: str) -> float:
         if not low <= float(text) <= high:
@@ -30,17 +34,19 @@ def within(low: float, high: float) -> Callable[[str], float]:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a module's `main` and leave with its status.
+    """Run a module's `main` and exit with its status.
 
-    ValueError and OSError are wrong use or a full disk: their first line goes to stderr, and the status is 2. So is
-    an interrupt's: every file is written aside and renamed, so there is nothing to clean up.
+    ValueError and OSError are wrong use or a full disk: their first line goes to stderr, exit status 2. So does an
+    interrupt: every file is written atomically, so there is nothing to clean up. Failure is exit status 1.
     """
-    name = sys.modules["__main__"].__spec__.name
+    name, status = sys.modules["__main__"].__spec__.name, 2
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt:
         message = "interrupted; run the same command again"
+    except Failure as error:
+        message, status = str(error), 1
     except (ValueError, OSError) as error:
         message = first_line(error)
     print(f"{name}: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

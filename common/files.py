@@ -1,4 +1,4 @@
-"""Files that appear whole: a reader sees the old one or the new one, never a part."""
+"""Files that are written atomically: a reader sees the old one or the new one, never a part."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,8 @@ def sha256(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes its place at the end, and is removed if anything fails."""
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it replaces `path` at the end, and is removed if anything fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -28,7 +28,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part."""
-    with written_whole(path) as aside:
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically."""
+    with atomic(path) as aside:
         aside.write_text(text)

@@ -1,6 +1,7 @@
 """What can be told of a Hugging Face model's folder without loading it."""
 
 import json
+import math
 from pathlib import Path
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -32,17 +33,18 @@ def check_model(path: str | None, tokens: int = 0) -> None:
 
 
 def count_parameters(model: str) -> int | None:
-    """Count a local model's parameters from its safetensors headers; None where there are none."""
-    from safetensors import safe_open
+    """Count a local model's parameters from its safetensors headers; None where there are none.
 
-    weights = sorted(Path(model).expanduser().glob("*.safetensors"))
-    total = 0
+    Raises:
+        ValueError: a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    total, weights = 0, sorted(Path(model).expanduser().glob("*.safetensors"))
     for path in weights:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                shape = file.get_slice(name).get_shape()
-                count = 1
-                for size in shape:
-                    count *= size
-                total += count
+        try:
+            with safe_open(path, framework="numpy") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged ({error}); copy the model again") from error
     return total if weights else None

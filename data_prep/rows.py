@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from common.command import first_line
-from common.files import sha256, write_text_whole, written_whole
+from common.files import atomic, sha256, write_text
 from data_prep.prompt import training_prompt
 
 EXTRA_INFO = pa.struct({"index": pa.string(), "split": pa.string(), "problem": pa.string()})
@@ -60,14 +60,14 @@ def write_rows(path: Path, rows: list[dict], manifest: dict, repeat: int = 1, sc
     Each repetition is a row group of its own, so only one copy is ever in memory.
     """
     table = pa.Table.from_pylist(rows, schema=schema)
-    with written_whole(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+    with atomic(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
         for _ in tqdm(range(repeat), unit=" blocks", desc="writing", delay=2, leave=False, disable=None):
             writer.write_table(table, row_group_size=max(1, len(rows)))
     # After the file: a kill in between leaves a manifest whose digest says that it is of another one.
     outcome = {"rows_out": len(rows) * repeat, "sha256_out": sha256(path)}
     versions = {"python": platform.python_version(), "pyarrow": importlib.metadata.version("pyarrow")}
     text = json.dumps({**manifest, **outcome, "versions": versions}, indent=2, ensure_ascii=False)
-    write_text_whole(manifest_path(path), text + "\n")
+    write_text(manifest_path(path), text + "\n")
 
 
 def open_rows(path: str | Path) -> pq.ParquetFile:

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from omegaconf import DictConfig
 
-from common.files import written_whole
+from common.files import atomic
 from recipe.monitor.curves import AIME24, BANDS, backbone, band, has_bands
 from recipe.monitor.health import QUANTITIES, series
 
@@ -48,7 +48,7 @@ def save(figure, path: Path, legend=None) -> None:
         lines, names = legend.get_legend_handles_labels()
         across = max(1, 80 // (8 + max(map(len, names))))  # as many as fit
         figure.legend(lines, names, loc="outside upper left", ncols=across, frameon=False, handlelength=1.6)
-    with written_whole(path) as aside:
+    with atomic(path) as aside:
         figure.savefig(aside, dpi=200, format="png")
     pyplot.close(figure)
 

@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 from common.command import positive, within
 from common.command import run as run_command
-from common.files import sha256, write_text_whole
+from common.files import sha256, write_text
+from common.locks import run_lock
 from common.machine import Demand, device, in_use, lacks
 from common.models import check_model
-from common.processes import ProcessRecord, adopt_orphans, run_lock
+from common.processes import ProcessRecord, become_subreaper
 from common.progress import cause, duration
 from data_prep.benchmarks import BENCHMARKS
 from data_prep.prompt import evaluation_prompt, training_prompt
@@ -169,9 +170,9 @@ def one_driver(folder: Path) -> Iterator[None]:
 
     with run_lock(folder):
         record, ended = ProcessRecord(folder), threading.Event()
-        if left := record.end_leftovers():
+        if left := record.end_stale():
             print(f"  ended {left} processes that a dead run had left", flush=True)
-        adopt_orphans()
+        become_subreaper()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         keeper = threading.Thread(target=keep_record, daemon=True)
         keeper.start()
@@ -257,7 +258,7 @@ async def generate(records: list[dict], settings: dict, args, length: int, termi
     async with started_engines(args, length, sampling) as (engines, described):
         for task, values in settings.items():
             text = json.dumps(values | {"engines": described}, indent=2)
-            write_text_whole(args.output / f"{task}.meta.json", text + "\n")
+            write_text(args.output / f"{task}.meta.json", text + "\n")
         progress = Progress(len(records), terminal)
         with contextlib.ExitStack() as stack:
             files = {task: stack.enter_context(open(args.output / f"{task}{ENDING}", "a")) for task in settings}

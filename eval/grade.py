@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from common.command import run as run_command
 from common.command import within
-from common.files import sha256, write_text_whole
+from common.files import sha256, write_text
 from common.models import check_model
 from data_prep.benchmarks import BENCHMARKS
 from data_prep.reference_answers import corrected, corrections
@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> dict:
         add_verdicts(graded, args)
     tasks = {}
     for task, path in files.items():
-        write_text_whole(folder / f"{task}.grades.jsonl", grade_lines(graded[task]))
+        write_text(folder / f"{task}.grades.jsonl", grade_lines(graded[task]))
         tasks[task] = score(graded[task], path, distinct[task])
     means = {}
     for track in next(iter(tasks.values()))["tracks"]:
@@ -290,7 +290,7 @@ def run(args: argparse.Namespace) -> dict:
         "judge": {"model": args.model, "audit": args.audit} if args.model else None,
         "tasks": tasks,
     }
-    write_text_whole(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     return scores
 
 

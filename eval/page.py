@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.files import write_text_whole
+from common.files import write_text
 
 STYLE = Path(__file__).with_name("page.css")
 HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -69,9 +69,9 @@ class Report:
     def write(self) -> None:
         """Write report.md, report.html (one file, its pictures inside) and report.json, each whole."""
         text = "\n\n".join(self.parts) + "\n"
-        write_text_whole(self.folder / "report.md", text)
-        write_text_whole(self.folder / "report.html", as_html(self.title, text, self.folder))
-        write_text_whole(self.folder / "report.json", json.dumps(self.numbers, indent=1, allow_nan=False) + "\n")
+        write_text(self.folder / "report.md", text)
+        write_text(self.folder / "report.html", as_html(self.title, text, self.folder))
+        write_text(self.folder / "report.json", json.dumps(self.numbers, indent=1, allow_nan=False) + "\n")
 
 
 def as_html(title: str, text: str, folder: Path) -> str:

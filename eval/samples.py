@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from common.files import write_text_whole
+from common.files import write_text
 from data_prep.benchmarks import BENCHMARKS
 
 ENDING = ".samples.jsonl"
@@ -98,7 +98,7 @@ def repair(path: Path) -> int:
     records, torn = read_lines(path)
     ends = path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
     if torn or not ends:
-        write_text_whole(path, "".join(format_line(record) for record in records))
+        write_text(path, "".join(format_line(record) for record in records))
     return torn
 
 

@@ -55,6 +55,13 @@ def has_varlen() -> bool:
     return spec is not None and Path(spec.origin).with_name("nn").joinpath("attention", "varlen.py").is_file()
 
 
+def beside_flash_attn(config: DictConfig) -> str:
+    """Return what a config's attention is beside the paper's `flash_attention_2`: the same, or a description."""
+    asked = requested(config)
+    kernel = choose(config.trainer.device) if asked == PACKED else asked
+    return TRANSFORMERS_FLASH if kernel in (FLASH_ATTN, TRANSFORMERS_FLASH) else describe(kernel)
+
+
 def settle(config: DictConfig) -> str:
     """Put the kernel in place of `packed` in a composed config, and return a line that says which and why."""
     asked = requested(config)

@@ -1,7 +1,7 @@
-"""What a relaunched run continues from: the metrics and the checkpoint, brought into agreement.
+"""What a relaunched run continues from: its metrics and checkpoints, reconciled; and which checkpoints stay.
 
-A run can die between any two writes. Metrics are logged after a checkpoint is saved, so the newest
-checkpoint may lack its line, and lines may exist for steps that will be run again.
+A run can die between any two writes. Metrics are logged after a checkpoint is saved, so the newest checkpoint may
+lack its line, and lines may exist for steps that will be run again.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from common.files import write_text_whole
+from common.files import write_text
 from recipe.monitor.metrics import format_metrics, read_metrics
 
 DISCARDED = "metrics.discarded.jsonl"  # where metrics go that no checkpoint stands behind
@@ -23,7 +23,7 @@ CHECKPOINT = re.compile(r"(discarded_)?global_step_(\d+)")
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether every part of a checkpoint folder is there and whole.
+    """Return whether every file of a checkpoint is there and not truncated.
 
     verl writes `data.pt` last; torch's files are zip archives, whose index comes last.
     """
@@ -31,6 +31,12 @@ def is_complete(checkpoint: Path) -> bool:
     ranks = max((int(found[1]) for path in shards if (found := re.search(r"world_size_(\d+)", path.name))), default=1)
     parts = [checkpoint / "data.pt", *checkpoint.glob("actor/*.pt")]
     return len(shards) >= ranks and all(zipfile.is_zipfile(part) for part in parts)
+
+
+def complete_checkpoints(folder: Path) -> list[int]:
+    """List the steps of the complete checkpoints in `folder`, ascending."""
+    found = (path for path in folder.glob("global_step_*") if path.name.removeprefix("global_step_").isdigit())
+    return sorted(int(path.name.removeprefix("global_step_")) for path in found if is_complete(path))
 
 
 def check_ranks(checkpoint: Path, config: DictConfig) -> None:
@@ -52,12 +58,6 @@ def check_ranks(checkpoint: Path, config: DictConfig) -> None:
         )
 
 
-def complete_checkpoints(folder: Path) -> list[int]:
-    """Return the steps of the complete checkpoints in `folder`, ascending."""
-    found = (path for path in folder.glob("global_step_*") if path.name.removeprefix("global_step_").isdigit())
-    return sorted(int(path.name.removeprefix("global_step_")) for path in found if is_complete(path))
-
-
 def discard(checkpoint: Path) -> Path:
     """Rename a checkpoint folder so that nothing takes it, or what is left of it, for one; return its new path."""
     aside = checkpoint.with_name(f"discarded_{checkpoint.name}")
@@ -71,14 +71,13 @@ def best_checkpoint(folder: Path, accuracy: dict[int, float | None]) -> int | No
     return max(validated, key=lambda step: (accuracy[step], step), default=None)
 
 
-def retain(folder: Path, keep: int | None, step: int, best: int | None = None) -> None:
-    """Remove what training has passed: all but the `keep` newest complete checkpoints up to `step`, and `best`.
+def prune(folder: Path, keep: int | None, step: int, best: int | None = None) -> None:
+    """Remove all but the `keep` newest complete checkpoints up to `step`, and `best`.
 
-    verl would remove the oldest before the new one is whole, leave its `data.pt`, and forget every checkpoint
-    of an earlier process (`BaseCheckpointManager.ensure_checkpoint_capacity`), so `recipe.train` does it instead.
+    verl would remove the oldest before the new one is complete, leave its `data.pt`, and forget every checkpoint of an
+    earlier process (`BaseCheckpointManager.ensure_checkpoint_capacity`), so `recipe.train` does it instead.
 
     Args:
-        folder: the folder of `global_step_<N>`.
         keep: None or 0 for all of the complete ones; incomplete and discarded ones go all the same.
         step: the last one with a metrics line; a later checkpoint may still be being written and is left alone.
         best: a step whose checkpoint stays, however old.
@@ -92,13 +91,13 @@ def retain(folder: Path, keep: int | None, step: int, best: int | None = None) -
                 shutil.rmtree(path if name[1] else discard(path))
 
 
-def agree(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:
-    """Make metrics and checkpoints agree and return the step to continue from (0: from the start).
+def reconcile(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:
+    """Reconcile metrics and checkpoints, and return the step to continue from (0: from the start).
 
-    That step is the newest complete checkpoint with a metrics line for it and every step before it.
-    Later lines are dropped, verl's tracker file is set to it. With no such checkpoint all lines are moved
-    aside to `metrics.discarded.jsonl`. A later complete checkpoint is renamed to `discarded_global_step_<N>`:
-    written over, it would be a mixture that looks complete.
+    That step is the newest complete checkpoint with a metrics line for it and every step before it. Later lines are
+    dropped, verl's tracker file is set to it. With no such checkpoint all lines are moved aside to
+    `metrics.discarded.jsonl`. A later complete checkpoint is renamed to `discarded_global_step_<N>`: written over, it
+    would be a mixture that looks complete.
 
     Args:
         metrics_path: the run's `metrics.jsonl`.
@@ -117,11 +116,11 @@ def agree(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:
         if later > step:
             discard(checkpoints / f"global_step_{later}")
     if logged and not step:
-        write_text_whole(metrics_path.with_name(DISCARDED), format_metrics(by_step))
-    write_text_whole(metrics_path, format_metrics({s: m for s, m in by_step.items() if step and s <= step}))
+        write_text(metrics_path.with_name(DISCARDED), format_metrics(by_step))
+    write_text(metrics_path, format_metrics({s: m for s, m in by_step.items() if step and s <= step}))
     attempt_path.unlink(missing_ok=True)
     if step:
-        write_text_whole(checkpoints / TRACKER, str(step))
+        write_text(checkpoints / TRACKER, str(step))
     else:
         (checkpoints / TRACKER).unlink(missing_ok=True)
     return step

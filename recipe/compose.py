@@ -1,7 +1,7 @@
 """Show a config as a run would use it: python -m recipe.compose demo [key=value ...]
 
-A config holds only differences from verl's `ppo_trainer`. Hydra rejects an unknown key on the command
-line but accepts a mistyped one inside a YAML file silently; here both are errors.
+A config holds only differences from verl's `ppo_trainer`. Hydra rejects an unknown key on the command line but silently
+accepts a mistyped one inside a YAML file; here both are errors.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import functools
 import importlib.util
 import os
 import re
-import sys
 from pathlib import Path
 
 import hydra
@@ -18,12 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.command import first_line, run
 from common.machine import count_gpus, device
+from common.processes import REPOSITORY
 
-# In a config: as many of this machine's GPUs as divide a number.
-OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
-
-CONFIG_FOLDER = Path(__file__).resolve().parent / "config"
+CONFIG_FOLDER = REPOSITORY / "recipe" / "config"
 
 # Keys that verl 0.9.1 reads although its own YAML files do not declare them, each with the reader.
 UNDECLARED_KEYS = {
@@ -38,7 +36,6 @@ UNDECLARED_KEYS = {
 
 
 def config_names() -> list[str]:
-    """Return the names of the shipped configs."""
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 
 
@@ -69,7 +66,9 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     """
     if name not in config_names():
         raise ValueError(f"unknown config '{name}'; there are {', '.join(config_names())}")
-    os.environ.setdefault("JUSTRL_ROOT", str(CONFIG_FOLDER.parent.parent))  # justrl.yaml names the reward below it
+    os.environ.setdefault("JUSTRL_ROOT", str(REPOSITORY))  # justrl.yaml names the reward below it
+    # In a config: as many of this machine's GPUs as divide a number.
+    OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
     if device == "cpu":
         overrides = ["+device=cpu", *overrides]
     base = verl_config()
@@ -80,14 +79,14 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
         refused = re.search(r"override '([\w.]+)'", str(error))
         advice = suggestion(refused[1], base) if refused else ""
         raise ValueError(f"{str(error).rstrip('.')}{advice}") from error
-    unknown = unknown_keys(plain(config), plain(base))
+    unknown = unknown_keys(OmegaConf.to_container(config), OmegaConf.to_container(base))
     if unknown:
         raise ValueError(f"{name}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
     return config
 
 
 def verl_config_folder() -> Path:
-    """Return verl's folder of configs, found without importing verl, which takes ten seconds."""
+    """Find verl's folder of configs without importing verl, which takes ten seconds."""
     spec = importlib.util.find_spec("verl")
     if spec is None:
         raise ValueError("verl is not installed; run ./run_justrl.sh --setup-only first")
@@ -96,7 +95,7 @@ def verl_config_folder() -> Path:
 
 @functools.cache
 def verl_config() -> DictConfig:
-    """Return verl's own `ppo_trainer`, which is not to be changed."""
+    """Compose verl's own `ppo_trainer`, which is not to be changed."""
     return hydra_compose(verl_config_folder(), "ppo_trainer", [])
 
 
@@ -109,18 +108,8 @@ def hydra_compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:
         raise ValueError(f"{name}: {first_line(error)}") from error
 
 
-def plain(config: DictConfig) -> dict:
-    """Return a config as plain dictionaries, interpolations left as they are."""
-    return OmegaConf.to_container(config)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without Hydra's advice to append with a plus."""
-    return str(error).strip().splitlines()[0]
-
-
 def unknown_keys(config: dict, base: dict, prefix: str = "") -> list[str]:
-    """Return the dotted keys of `config` that neither `base` nor verl's code knows."""
+    """List the dotted keys of `config` that neither `base` nor verl's code knows."""
     unknown = []
     for key, value in config.items():
         path = f"{prefix}{key}"
@@ -149,23 +138,21 @@ def suggestion(path: str, base: DictConfig) -> str:
     return ""
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help=f"one of {', '.join(config_names())}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
     parser.add_argument("--get", action="append", metavar="KEY", help="print only this value; may be repeated")
     args = parser.parse_args()
-    try:
-        config = compose(args.config, args.overrides, device())
-        for key in args.get or []:
+    config = compose(args.config, args.overrides, device())
+    for key in args.get or []:
+        try:
             print(OmegaConf.select(config, key, throw_on_missing=True))
-    except (ValueError, OmegaConfBaseException) as error:
-        print(f"recipe.compose: {first_line(error)}", file=sys.stderr)
-        return 2
+        except OmegaConfBaseException as error:
+            raise ValueError(first_line(error)) from error
     if not args.get:
         print(OmegaConf.to_yaml(config, sort_keys=True), end="")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from common.command import run as run_command
-from common.processes import end_with_parent, run_lock
+from common.locks import run_lock
+from common.processes import end_with_parent
 from recipe.checkpoints import complete_checkpoints
 
 

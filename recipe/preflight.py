@@ -1,9 +1,10 @@
-"""Everything a run needs, looked for before anything heavy starts.
+"""Everything a run needs, checked before anything heavy starts.
 
-Each function raises ValueError with one line that says what is wrong and how to mend it.
+Each function raises ValueError with one line that says what is wrong and how to fix it.
 """
 
-import ast
+import importlib.util
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -39,13 +40,12 @@ COUNTS = (
 
 
 def check(config: DictConfig) -> None:
-    """Run every check on a composed config."""
     check_config(config)
     check_machine(config)
 
 
 def check_config(config: DictConfig) -> None:
-    """What can be seen without the run's files and machines."""
+    """Check what can be seen without the run's files and machines."""
     check_counts(config)
     check_resume(config)
     check_reward(config)
@@ -55,7 +55,7 @@ def check_config(config: DictConfig) -> None:
 
 
 def check_machine(config: DictConfig) -> None:
-    """What must be on this machine, or reachable from it."""
+    """Check what must be on this machine, or reachable from it."""
     check_data(config)
     check_model(config.actor_rollout_ref.model.path, window(config))
     check_nodes(config)
@@ -63,8 +63,19 @@ def check_machine(config: DictConfig) -> None:
     check_disk(config)
 
 
+def run_folder(config: DictConfig) -> Path:
+    """Return the folder of a run, named by its experiment alone, so that a relaunch finds it."""
+    return Path(config.trainer.default_local_dir).parent
+
+
+def as_list(value: str | ListConfig | list) -> list[str]:
+    """Return a config value that may be one string or several as a list; ValueError if it is neither."""
+    if not isinstance(value, (str, ListConfig, list)):
+        raise ValueError(f"{value} stands where one file or a list of files should")
+    return [value] if isinstance(value, str) else list(value)
+
+
 def check_counts(config: DictConfig) -> None:
-    """What must be a whole number above 0 is one."""
     for key in COUNTS:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
@@ -72,21 +83,20 @@ def check_counts(config: DictConfig) -> None:
 
 
 def check_resume(config: DictConfig) -> None:
-    """The run's folder and its resume are as `recipe.train` needs them."""
-    if Path(config.trainer.default_local_dir).name != "checkpoints":
+    folder, mode = config.trainer.default_local_dir, config.trainer.resume_mode
+    if Path(folder).name != "checkpoints":
         raise ValueError(
-            f"trainer.default_local_dir={config.trainer.default_local_dir}: must end in /checkpoints; "
-            "the folder above it is the run's"
+            f"trainer.default_local_dir={folder}: must end in /checkpoints; the folder above it is the run's"
         )
-    if config.trainer.resume_mode != "auto":
+    if mode != "auto":
         raise ValueError(
-            f"trainer.resume_mode={config.trainer.resume_mode}: only auto is supported; "
+            f"trainer.resume_mode={mode}: only auto is supported; "
             "give the run another trainer.experiment_name to start afresh"
         )
 
 
 def check_nodes(config: DictConfig) -> None:
-    """Nodes and what a run needs on this one are there, or a Ray cluster that may have them, see `recipe.nodes`."""
+    """Check this machine, unless a Ray cluster is named, whose nodes `recipe.nodes` checks."""
     if os.environ.get("RAY_ADDRESS"):
         return
     there = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
@@ -107,55 +117,55 @@ def demand_here(config: DictConfig) -> machine.Demand:
 
 
 def check_gpus_free(config: DictConfig) -> None:
-    """Nothing else uses this machine's GPUs; asked when what a dead start left of this run has ended."""
+    """Check that nothing else uses this machine's GPUs, once the stale processes of this run have ended."""
     if config.trainer.device != "cuda" or os.environ.get("RAY_ADDRESS"):
         return
     if taken := machine.in_use(demand_here(config)):
         raise ValueError(taken[0])
 
 
-def files(value: str | ListConfig | list) -> list[str]:
-    """Return a config value that may be one string or several as a list; ValueError if it is neither."""
-    if not isinstance(value, (str, ListConfig, list)):
-        raise ValueError(f"{value} stands where one file or a list of files should")
-    return [value] if isinstance(value, str) else list(value)
-
-
 def check_data(config: DictConfig) -> None:
-    """Every parquet file is readable and in verl's format; the training set fills a batch and lasts for the run."""
-    for path in files(config.data.val_files):
+    """Check that every parquet file is in verl's format, and that the training set fills a batch and the run."""
+    for path in as_list(config.data.val_files):
         open_rows(path)
-    rows = sum(open_rows(path).metadata.num_rows for path in files(config.data.train_files))
-    if rows < config.data.train_batch_size:
+    rows = sum(open_rows(path).metadata.num_rows for path in as_list(config.data.train_files))
+    batch, epochs = config.data.train_batch_size, config.trainer.total_epochs
+    if rows < batch:
         raise ValueError(f"{rows} training rows do not fill a batch; lower data.train_batch_size to {rows} or less")
-    steps = rows // config.data.train_batch_size * config.trainer.total_epochs
+    steps = rows // batch * epochs
     if steps < (config.trainer.total_training_steps or 0):
         raise ValueError(
-            f"{rows} training rows and trainer.total_epochs={config.trainer.total_epochs} end after {steps} steps, "
+            f"{rows} training rows and trainer.total_epochs={epochs} end after {steps} steps, "
             f"before trainer.total_training_steps={config.trainer.total_training_steps}; raise the former"
         )
 
 
 def check_reward(config: DictConfig) -> None:
-    """The reward file exists, and takes the options it is given: a function with `**kwargs` swallows mistyped ones."""
+    """Check that the reward loads and takes the options it is given: `**kwargs` would swallow mistyped ones."""
     reward = config.reward.custom_reward_function
     if not reward.path or reward.path.startswith("pkg://"):
         return
     path = Path(reward.path.removeprefix("file://"))
     if not path.is_file():
         raise ValueError(f"reward {path}: no such file; set reward.custom_reward_function.path")
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
-    named = next((function.args for function in functions if function.name == reward.name), None)
-    if named is None:
+    spec = importlib.util.spec_from_file_location("checked_reward", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise ValueError(f"reward {path}: cannot be loaded: {type(error).__name__}: {error}") from error
+    function = getattr(module, reward.name, None)
+    if not callable(function):
         raise ValueError(f"reward {path}: has no function {reward.name}; set reward.custom_reward_function.name")
-    known = [argument.arg for argument in (*named.args, *named.kwonlyargs)]
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for option in reward.get("reward_kwargs") or {}:
         if option not in known:
             raise ValueError(f"reward {path}: {reward.name} has no option {option}; there are {', '.join(known)}")
 
 
 def check_batch(config: DictConfig) -> None:
-    """Batch sizes divide as verl's trainer asserts, minutes into a run; nothing is asked of a buffer that lacks it."""
+    """Check that batch sizes divide, as verl's trainer asserts minutes into a run."""
     sampler = config.trainer.v1.sampler
     if sampler.custom_sampler.path and (config.algorithm.filter_groups.enable or sampler.sync_refill_failed_groups):
         raise ValueError(
@@ -174,7 +184,7 @@ def check_batch(config: DictConfig) -> None:
 
 
 def check_lengths(config: DictConfig) -> None:
-    """The longest sequence fits one GPU's share of tokens, and with validation's the engine's window."""
+    """Check that the longest sequence fits one GPU's tokens, and with validation's the engine's window."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     limits = [("actor_rollout_ref.rollout.max_model_len", rollout.max_model_len, window(config))]
     if actor.use_dynamic_bsz:
@@ -200,7 +210,7 @@ def ray_cpus_needed(config: DictConfig) -> int:
 
 
 def check_ray_cpus(config: DictConfig) -> None:
-    """Ray on this machine is given enough CPUs; with fewer, verl waits for ever without a word."""
+    """Check the CPUs that Ray is told to have on this machine; with fewer than needed, verl waits for ever."""
     given, needed = config.ray_kwargs.ray_init.num_cpus, ray_cpus_needed(config)
     if os.environ.get("RAY_ADDRESS") or given is None:
         return  # a cluster has its own number, and `recipe.train` chooses one that is enough
@@ -212,7 +222,7 @@ def check_ray_cpus(config: DictConfig) -> None:
 
 
 def check_disk(config: DictConfig) -> None:
-    """The disk has room for what is missing of the checkpoints that are kept, and of the one being written."""
+    """Check the free space for what is missing of the checkpoints that are kept, and for the one being written."""
     count = count_parameters(config.actor_rollout_ref.model.path)
     if count is None or config.trainer.save_freq <= 0:
         return
@@ -220,9 +230,8 @@ def check_disk(config: DictConfig) -> None:
     folder = Path(config.trainer.default_local_dir)
     missing = max(1, kept + 1 - len(complete_checkpoints(folder)))
     needed = missing * count * BYTES_PER_PARAMETER
-    free = shutil.disk_usage(
-        next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    ).free
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise ValueError(
             f"{folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for {missing} checkpoints; "

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.command import run as run_command
-from common.processes import lock_holder
+from common.locks import lock_holder
 from common.progress import WARNING, duration
 from recipe.checkpoints import complete_checkpoints
 from recipe.monitor.curves import aime24, band, has_bands

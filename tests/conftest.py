@@ -32,28 +32,25 @@ def demo_data() -> None:
         subprocess.run(["./run_justrl.sh", "demo", "--only", "data"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def warm_command(socket: str) -> list[str]:
+def fork_server_command(socket: str) -> list[str]:
     """Return the command of a server that runs on the CPU are forked from; it listens when it has imported."""
-    from recipe.train import CPU_ENVIRONMENT, WARM_MODULES
-
-    variables = [f"{name}={value}" for name, value in CPU_ENVIRONMENT.items()]
-    return ["env", *variables, sys.executable, "-m", "recipe.cpu.fork_server", socket, *WARM_MODULES]
+    return [sys.executable, "-m", "recipe.cpu.environment", socket]
 
 
 @pytest.fixture(scope="session")
-def warm_python(tmp_path_factory) -> dict[str, str]:
+def fork_server(tmp_path_factory) -> dict[str, str]:
     """The environment in which runs are forked from a server that outlives them: saves each of them 20 s of imports.
 
     A run that dies must leave nothing that was forked from it either, which is looked at when all have ended.
     """
     import psutil
 
-    socket = str(tmp_path_factory.mktemp("warm") / "socket")
-    server = subprocess.Popen(warm_command(socket), cwd=ROOT, start_new_session=True)
+    socket = str(tmp_path_factory.mktemp("fork") / "socket")
+    server = subprocess.Popen(fork_server_command(socket), cwd=ROOT, start_new_session=True)
     while not os.path.exists(socket):
-        assert server.poll() is None, "the warm Python ended"
+        assert server.poll() is None, "the fork server ended"
         time.sleep(0.2)
-    yield os.environ | {"JUSTRL_WARM_PYTHON": socket, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
+    yield os.environ | {"JUSTRL_FORK_SERVER": socket, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
     left = [process.cmdline() for process in psutil.Process(server.pid).children()]
     server.kill()
     server.wait()

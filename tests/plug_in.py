@@ -16,8 +16,7 @@ RESPONSES = [r"so $\boxed{34}$.", r"so \boxed{ 34.0 }", r"so \boxed{x=\sqrt{1156
 def main() -> None:
     manager, folder = sys.argv[1:]
     sys.path.insert(0, str(ROOT))
-    from data_prep.demo.problems.model import build_tokenizer
-
+    from data_prep.demo.model import build_tokenizer
     from recipe.compose import compose
 
     tokenizer = build_tokenizer(300)

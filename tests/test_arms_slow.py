@@ -51,21 +51,21 @@ def train(env, arm, steps, *overrides, **environment):
 
 
 @pytest.fixture(scope="module")
-def overlong(warm_python):
+def overlong(fork_server):
     """The folder of a run with the penalty, with the agent loops of a GPU run, validated before training."""
     folder = experiment("test_ablation_overlong")
     loops = "actor_rollout_ref.rollout.agent.agent_loop_manager_class=recipe.verl_plugins.agent_loops.AgentLoopManager"
     longer = "actor_rollout_ref.rollout.custom.validation_response_length=64"
-    train(warm_python, "ablation_overlong", 2, PENALTY, loops, longer, "trainer.save_freq=-1")
+    train(fork_server, "ablation_overlong", 2, PENALTY, loops, longer, "trainer.save_freq=-1")
     return folder
 
 
 @pytest.fixture(scope="module")
-def verifier(warm_python):
+def verifier(fork_server):
     """The folder of a run with the verifier and W&B, continued once, and what the two starts printed."""
     folder = experiment("test_ablation_verifier")
     four = ["data.max_response_length=4", "trainer.save_freq=5", "trainer.val_before_train=false"]
-    return folder, [train(warm_python, "ablation_verifier", steps, *four, JUSTRL_WANDB="offline") for steps in (5, 6)]
+    return folder, [train(fork_server, "ablation_verifier", steps, *four, JUSTRL_WANDB="offline") for steps in (5, 6)]
 
 
 def test_the_over_long_penalty_lowers_the_reward_of_long_responses(overlong):
@@ -138,13 +138,13 @@ def untied(tmp_path):
     return tmp_path
 
 
-def test_both_together_on_two_ranks_with_an_output_table_of_its_own(warm_python, untied):
+def test_both_together_on_two_ranks_with_an_output_table_of_its_own(fork_server, untied):
     """Also what a GPU run logs and a CPU run does not: how far rollout and trainer agree on probabilities."""
     folder = experiment("test_ablation_overlong_verifier")
     ranks = ["trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2", "ray_kwargs.ray_init.num_cpus=9"]
     more = [f"actor_rollout_ref.model.path={untied}", "actor_rollout_ref.rollout.calculate_log_probs=true", *ranks]
     once = ["trainer.save_freq=-1", "trainer.val_before_train=false"]
-    train(warm_python, "ablation_overlong_verifier", 2, PENALTY, *once, *more)
+    train(fork_server, "ablation_overlong_verifier", 2, PENALTY, *once, *more)
     metrics = read_metrics(folder / "metrics.jsonl")[2]
     assert metrics["reward/overlong"] > 0
     assert "reward/no_box" in metrics

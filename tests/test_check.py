@@ -5,6 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
+from common.command import Failure
 from recipe import attention, check
 from recipe.compose import CONFIG_FOLDER, compose, config_names
 from recipe.paper import VALUES
@@ -120,26 +121,31 @@ def test_a_mistyped_acknowledgement_is_an_error():
 
 
 def run(monkeypatch, capsys, *arguments):
-    """Return exit status, output and errors of the command."""
+    """Return the problem for which the command fails, None where it succeeds, and its output."""
     monkeypatch.setenv("JUSTRL_DEVICE", "cuda")
     monkeypatch.setattr("sys.argv", ["recipe.check", *arguments])
-    status = check.main()
-    return status, capsys.readouterr().out
+    problem = None
+    try:
+        check.main()
+    except Failure as failure:
+        problem = str(failure)
+    return problem, capsys.readouterr().out
 
 
 def test_the_command_lists_differences_and_takes_acknowledgements(monkeypatch, capsys):
-    status, text = run(monkeypatch, capsys, "justrl_deepseek", "--no-files")
-    assert status == 0
-    assert text == f"{len(VALUES)} values: {len(VALUES) - 1} the paper's, 1 of speed and memory alone differ, " + (
-        "0 differences acknowledged, 0 not\n"
+    problem, text = run(monkeypatch, capsys, "justrl_deepseek", "--no-files")
+    assert problem is None
+    assert text == f"{len(VALUES)} values checked: {len(VALUES) - 1} match the paper, " + (
+        "1 differ in speed or memory only, 0 differ and are allowed, 0 differ\n"
     )
     changed = ["justrl_deepseek", "data.train_batch_size=128", "trainer.nnodes=2", "--no-files"]
-    status, text = run(monkeypatch, capsys, *changed)
-    assert status == 1
-    line = next(line for line in text.splitlines() if line.startswith("data.train_batch_size"))
+    problem, text = run(monkeypatch, capsys, *changed)
+    key = "data.train_batch_size"
+    assert problem == f"{key}: expected 256 (paper, table 2), got 128; pass --allow {key} to keep it"
+    line = next(line for line in text.splitlines() if line.startswith(key))
     assert line.split()[1:7] == ["256", "128", "different", "paper,", "table", "2"]
-    assert "prompts a step" in line
-    assert run(monkeypatch, capsys, *changed, "--allow", "data")[0] == 0
+    assert "prompts per step" in line
+    assert run(monkeypatch, capsys, *changed, "--allow", "data")[0] is None
     rows = json.loads(run(monkeypatch, capsys, *changed, "--json")[1])
     assert {row["key"]: row["status"] for row in rows if row["status"] != "same"} == {
         "data.train_batch_size": "different",

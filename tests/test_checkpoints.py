@@ -8,14 +8,14 @@ import pytest
 from recipe.checkpoints import (
     DISCARDED,
     TRACKER,
-    agree,
     best_checkpoint,
     check_ranks,
     complete_checkpoints,
-    read_metrics,
-    retain,
+    prune,
+    reconcile,
 )
 from recipe.compose import compose
+from recipe.monitor.metrics import read_metrics
 
 
 def checkpoint(folder, step, parts=("data.pt", "actor/model.pt"), torn=()):
@@ -34,28 +34,28 @@ def log(path, steps, tail=""):
     path.write_text("".join(json.dumps({"step": s, "data": {"loss": s}}) + "\n" for s in steps) + tail)
 
 
-def agreed(tmp_path):
-    """Run `agree` and return its step, the logged steps after it and the tracker's content."""
-    step = agree(tmp_path / "metrics.jsonl", tmp_path / "attempt.jsonl", tmp_path)
+def reconciled(tmp_path):
+    """Run `reconcile` and return its step, the logged steps after it and the tracker's content."""
+    step = reconcile(tmp_path / "metrics.jsonl", tmp_path / "attempt.jsonl", tmp_path)
     tracker = tmp_path / TRACKER
     return step, list(read_metrics(tmp_path / "metrics.jsonl")), tracker.read_text() if tracker.exists() else None
 
 
 def test_nothing_there(tmp_path):
-    assert agreed(tmp_path) == (0, [], None)
+    assert reconciled(tmp_path) == (0, [], None)
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     checkpoint(tmp_path, 5)
     log(tmp_path / "metrics.jsonl", range(0, 8))
-    assert agreed(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
+    assert reconciled(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
 
 
 def test_a_checkpoint_whose_line_was_never_written_is_not_used(tmp_path):
     checkpoint(tmp_path, 5)
     checkpoint(tmp_path, 10)
     log(tmp_path / "metrics.jsonl", range(0, 10))
-    assert agreed(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
+    assert reconciled(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
 
 
 def test_incomplete_checkpoints_are_skipped(tmp_path):
@@ -66,14 +66,14 @@ def test_incomplete_checkpoints_are_skipped(tmp_path):
     (tmp_path / TRACKER).write_text("")
     log(tmp_path / "metrics.jsonl", range(0, 21))
     assert complete_checkpoints(tmp_path) == [5]
-    assert agreed(tmp_path)[0] == 5
+    assert reconciled(tmp_path)[0] == 5
 
 
 def test_what_the_last_start_wrote_is_merged(tmp_path):
     checkpoint(tmp_path, 5)
     log(tmp_path / "metrics.jsonl", range(0, 4))
     log(tmp_path / "attempt.jsonl", range(3, 7), tail='{"step": 7, "da')
-    assert agreed(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
+    assert reconciled(tmp_path) == (5, [0, 1, 2, 3, 4, 5], "5")
     assert not (tmp_path / "attempt.jsonl").exists()
 
 
@@ -81,13 +81,13 @@ def test_a_gap_in_the_metrics_ends_what_is_trusted(tmp_path):
     checkpoint(tmp_path, 3)
     checkpoint(tmp_path, 6)
     log(tmp_path / "metrics.jsonl", [0, 1, 2, 3, 5, 6])
-    assert agreed(tmp_path) == (3, [0, 1, 2, 3], "3")
+    assert reconciled(tmp_path) == (3, [0, 1, 2, 3], "3")
 
 
 def test_dying_before_the_first_checkpoint_starts_over(tmp_path):
     log(tmp_path / "metrics.jsonl", range(0, 4))
     (tmp_path / TRACKER).write_text("5")
-    assert agreed(tmp_path) == (0, [], None)
+    assert reconciled(tmp_path) == (0, [], None)
     assert list(read_metrics(tmp_path / DISCARDED)) == [0, 1, 2, 3]
 
 
@@ -102,7 +102,7 @@ def test_the_newest_complete_checkpoints_are_kept(tmp_path):
     checkpoint(tmp_path, 12, torn=("actor/model.pt",))
     checkpoint(tmp_path, 2, parts=("data.pt",))  # what verl's own retention leaves
     (tmp_path / "global_step_5_copy").mkdir()
-    retain(tmp_path, 2, 20)
+    prune(tmp_path, 2, 20)
     assert folders(tmp_path) == ["global_step_15", "global_step_20", "global_step_5_copy"]
 
 
@@ -112,9 +112,9 @@ def test_the_best_checkpoint_by_validation_is_kept_as_well(tmp_path):
     accuracy = {0: 0.9, 5: 0.7, 10: 0.5, 15: None, 17: 0.8}
     assert best_checkpoint(tmp_path, {}) is None
     assert best_checkpoint(tmp_path, accuracy) == 5, "steps without a checkpoint or a score do not count"
-    retain(tmp_path, 1, 20, best_checkpoint(tmp_path, accuracy))
+    prune(tmp_path, 1, 20, best_checkpoint(tmp_path, accuracy))
     assert folders(tmp_path) == ["global_step_20", "global_step_5"]
-    retain(tmp_path, 1, 20, best_checkpoint(tmp_path, accuracy | {20: 0.7}))
+    prune(tmp_path, 1, 20, best_checkpoint(tmp_path, accuracy | {20: 0.7}))
     assert folders(tmp_path) == ["global_step_20"], "the newest of equals"
 
 
@@ -122,15 +122,15 @@ def test_nothing_is_removed_for_a_checkpoint_that_is_not_whole_or_not_logged(tmp
     for step in (5, 10, 15):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 20, parts=("actor/model.pt",))
-    retain(tmp_path, 1, 14)
+    prune(tmp_path, 1, 14)
     assert folders(tmp_path) == ["global_step_10", "global_step_15", "global_step_20"]
-    retain(tmp_path, 1, 20)
+    prune(tmp_path, 1, 20)
     assert folders(tmp_path) == ["global_step_15", "global_step_20"], "20 may still be being written"
 
 
 def test_without_a_complete_checkpoint_nothing_is_removed(tmp_path):
     checkpoint(tmp_path, 5, parts=("actor/model.pt",))
-    retain(tmp_path, 1, 5)
+    prune(tmp_path, 1, 5)
     assert folders(tmp_path) == ["global_step_5"]
 
 
@@ -139,7 +139,7 @@ def test_all_complete_checkpoints_can_be_kept(tmp_path, keep):
     for step in (5, 10, 15):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 7, parts=("data.pt",))
-    retain(tmp_path, keep, 15)
+    prune(tmp_path, keep, 15)
     assert folders(tmp_path) == ["global_step_10", "global_step_15", "global_step_5"]
 
 
@@ -147,22 +147,22 @@ def test_a_checkpoint_beyond_the_metrics_is_set_aside_until_training_has_passed_
     checkpoint(tmp_path, 5)
     checkpoint(tmp_path, 10)
     log(tmp_path / "metrics.jsonl", range(0, 10))
-    assert agreed(tmp_path)[0] == 5
-    retain(tmp_path, 3, 5)
+    assert reconciled(tmp_path)[0] == 5
+    prune(tmp_path, 3, 5)
     assert folders(tmp_path) == ["discarded_global_step_10", "global_step_5"]
     checkpoint(tmp_path, 10, torn=("actor/model.pt",))  # killed while it was written again
-    assert agreed(tmp_path)[0] == 5
-    retain(tmp_path, 3, 9)
+    assert reconciled(tmp_path)[0] == 5
+    prune(tmp_path, 3, 9)
     assert folders(tmp_path) == ["discarded_global_step_10", "global_step_10", "global_step_5"]
     checkpoint(tmp_path, 10)
-    retain(tmp_path, 3, 10)
+    prune(tmp_path, 3, 10)
     assert folders(tmp_path) == ["global_step_10", "global_step_5"]
 
 
 def test_checkpoints_without_any_metrics_are_not_lost(tmp_path):
     checkpoint(tmp_path, 5)
-    assert agreed(tmp_path)[0] == 0
-    retain(tmp_path, 3, 0)
+    assert reconciled(tmp_path)[0] == 0
+    prune(tmp_path, 3, 0)
     assert folders(tmp_path) == ["discarded_global_step_5"]
 
 
@@ -172,9 +172,9 @@ def test_removing_is_safe_against_a_death_in_its_middle(tmp_path, monkeypatch):
         checkpoint(tmp_path, step)
     with monkeypatch.context() as dying:
         dying.setattr("shutil.rmtree", lambda *args, **kwargs: None)
-        retain(tmp_path, 1, 10)
+        prune(tmp_path, 1, 10)
     assert complete_checkpoints(tmp_path) == [10]
-    retain(tmp_path, 1, 10)
+    prune(tmp_path, 1, 10)
     assert folders(tmp_path) == ["global_step_10"]
 
 

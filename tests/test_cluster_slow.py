@@ -13,13 +13,13 @@ import pytest
 from common.processes import end
 from recipe.checkpoints import complete_checkpoints
 from recipe.monitor.metrics import has_training, read_metrics
-from tests.conftest import ROOT, warm_command
+from tests.conftest import ROOT, fork_server_command
 from tests.slurm import Slurm, missing
 from tests.test_processes import wait_until
 from tests.test_run_slow import SECONDS, SIZES, experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
-WARM = "/dev/shm/warm"  # a node's own
+FORK = "/dev/shm/fork"  # a node's own
 
 
 def logged(folder):
@@ -34,17 +34,17 @@ def warm_slurm(folder, nodes):
     """A Slurm of nodes with imported Python each: cold ones would import for minutes on two cores."""
     if reason := missing():
         pytest.skip(reason)
-    start = f"cd {ROOT}; {shlex.join(warm_command(WARM))} &"
+    start = f"cd {ROOT}; {shlex.join(fork_server_command(FORK))} &"
     with Slurm(folder, nodes, before=start) as cluster:
         for name in cluster.names:
-            wait_until(lambda name=name: cluster.on(name, "test", "-e", WARM).returncode == 0, SECONDS)
+            wait_until(lambda name=name: cluster.on(name, "test", "-e", FORK).returncode == 0, SECONDS)
         yield cluster
 
 
 def submit(slurm, out, *overrides):
     """Submit the demo's training to all nodes and return the job's id."""
     script = [str(ROOT / "run_justrl.sh"), "demo", "--only", "train", *overrides]
-    variables = {"JUSTRL_WARM_PYTHON": WARM, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
+    variables = {"JUSTRL_FORK_SERVER": FORK, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
     return slurm.sbatch(f"--nodes={len(slurm.names)}", f"--output={out}", *script, cwd=ROOT, **variables)
 
 
@@ -70,8 +70,8 @@ def test_near_its_time_limit_a_run_on_two_nodes_saves_goes_back_into_the_queue_a
         shown = slurm.wait(job, "COMPLETED", "FAILED", seconds=SECONDS)
         for node in slurm.names:
             left = slurm.on(node, "ps", "-eo", "comm=").stdout.split()
-            assert sorted(left) == ["bash", "ps", "python", "slurmd"], "the python is the warm one"
-            assert slurm.on(node, "ls", "/dev/shm").stdout.split() == ["warm"]
+            assert sorted(left) == ["bash", "ps", "python", "slurmd"], "the python is the fork server"
+            assert slurm.on(node, "ls", "/dev/shm").stdout.split() == ["fork"]
     assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1"), out.read_text()
     assert f"stopped as asked, saved at step {saved}" in out.read_text()
     assert f"from step {saved}\n" in out.read_text(), "no step was lost"
@@ -89,20 +89,20 @@ SEEDED += ["actor_rollout_ref.rollout.n=8", "data.max_response_length=32"]
 
 
 @pytest.fixture
-def one_rank(warm_python):
+def one_rank(fork_server):
     """The metrics of three steps on one rank."""
     folder = experiment("test_one_rank")
     train = [sys.executable, "-m", "recipe.train", "demo", "trainer.experiment_name=test_one_rank", *SEEDED]
-    done = subprocess.run(train, cwd=ROOT, env=warm_python, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(train, cwd=ROOT, env=fork_server, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     return read_metrics(folder / "metrics.jsonl")
 
 
 @pytest.fixture
-def ray_cluster(warm_python, tmp_path):
+def ray_cluster(fork_server, tmp_path):
     """A Ray cluster of two nodes on this machine: the environment, its address and its dashboard's."""
     port, dashboard, client = (free_port() for _ in range(3))
-    env = warm_python | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_USAGE_STATS_ENABLED": "0"}
+    env = fork_server | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_USAGE_STATS_ENABLED": "0"}
     ray = [str(ROOT / ".venv" / "bin" / "ray"), "start", "--block", "--num-cpus=8", "--num-gpus=1"]
     head = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     nodes = []

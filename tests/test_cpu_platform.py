@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from recipe.train import CPU_ENVIRONMENT
+from recipe.cpu.environment import ENVIRONMENT as CPU_ENVIRONMENT
 from tests.conftest import ROOT
 
 

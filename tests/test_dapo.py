@@ -214,7 +214,7 @@ def test_copies_of_benchmark_problems_are_reported_or_dropped(tmp_path, shared_d
 
 @pytest.mark.slow
 def test_long_prompts_are_counted_with_the_chat_template(tmp_path):
-    from data_prep.demo.problems.model import build_tokenizer
+    from data_prep.demo.model import build_tokenizer
 
     build_tokenizer(300).save_pretrained(tmp_path / "model")
     source = write_raw(tmp_path / "raw.parquet", [("short?", "1"), ("long " * 2000, "2")])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from common.processes import run_lock
+from common.locks import run_lock
 from recipe.export import export
-from tests.test_resume import checkpoint
+from tests.test_checkpoints import checkpoint
 
 
 def test_a_step_that_is_not_there(tmp_path):

@@ -1,4 +1,4 @@
-"""A process forked from the warm server is the process that was asked for, and dies with whoever asked."""
+"""A process forked from the fork server is the process that was asked for, and dies with whoever asked."""
 
 import os
 import signal
@@ -12,25 +12,25 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_processes import wait_until
 
-WARM = str(ROOT / "recipe" / "cpu" / "fork_server.py")
+FORK = str(ROOT / "recipe" / "cpu" / "fork_server.py")
 
 
 @pytest.fixture
 def server(tmp_path):
-    """A warm server that has imported `decimal` and knows its temporary folder, and the environment to reach it."""
-    socket = str(tmp_path / "warm")
+    """A fork server that has imported `decimal` and knows its temporary folder, and the environment to reach it."""
+    socket = str(tmp_path / "fork")
     (tmp_path / "asks.py").write_text("import tempfile\ntempfile.gettempdir()\n")
     command = [sys.executable, "-m", "recipe.cpu.fork_server", socket, "decimal", "asks"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     wait_until(lambda: os.path.exists(socket))
-    yield process, os.environ | {"JUSTRL_WARM_PYTHON": socket, "JUSTRL_PYTHON": sys.executable}
+    yield process, os.environ | {"JUSTRL_FORK_SERVER": socket, "JUSTRL_PYTHON": sys.executable}
     process.kill()
     process.wait()
 
 
 def run(environment, *arguments, **options):
     """Run the asking side to its end."""
-    command = [sys.executable, "-S", "-E", WARM, *arguments]
+    command = [sys.executable, "-S", "-E", FORK, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, **options)
 
 
@@ -40,7 +40,7 @@ def test_arguments_environment_folder_output_and_status(server, tmp_path):
     assert (done.stdout, done.returncode) == (f"['-c', 'one'] here {tmp_path} True\n", 7)
 
 
-def test_temporary_files_go_where_the_asker_says(server, tmp_path):
+def test_temporary_files_go_where_the_client_says(server, tmp_path):
     (tmp_path / "mine").mkdir()
     code = "import tempfile; print(tempfile.gettempdir())"
     assert run(server[1] | {"TMPDIR": str(tmp_path / "mine")}, "-c", code).stdout == f"{tmp_path}/mine\n"
@@ -62,18 +62,18 @@ def test_open_files_are_passed_on(server):
     assert os.read(reader, 100) == b"through"
 
 
-def test_signals_are_passed_on_and_a_killed_asker_takes_its_process_along(server):
+def test_signals_are_passed_on_and_a_killed_client_takes_its_process_along(server):
     for number in (signal.SIGTERM, signal.SIGKILL):
         code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-        asker = subprocess.Popen([sys.executable, WARM, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
-        pid = int(asker.stdout.readline())
+        client = subprocess.Popen([sys.executable, FORK, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
+        pid = int(client.stdout.readline())
         assert psutil.Process(pid).ppid() == server[0].pid
-        asker.send_signal(number)
-        asker.wait(timeout=20)
+        client.send_signal(number)
+        client.wait(timeout=20)
         wait_until(lambda pid=pid: not psutil.pid_exists(pid))
 
 
-def test_multiprocessing_spawns_warm_processes(server, tmp_path):
+def test_multiprocessing_spawns_forks(server, tmp_path):
     script = tmp_path / "spawn.py"
     script.write_text(
         "import multiprocessing, os, sys\n"
@@ -89,15 +89,15 @@ def test_multiprocessing_spawns_warm_processes(server, tmp_path):
 
 
 def test_without_a_server_it_is_a_cold_python(tmp_path):
-    environment = os.environ | {"JUSTRL_WARM_PYTHON": str(tmp_path / "nowhere"), "JUSTRL_PYTHON": sys.executable}
+    environment = os.environ | {"JUSTRL_FORK_SERVER": str(tmp_path / "nowhere"), "JUSTRL_PYTHON": sys.executable}
     assert run(environment, "-c", "print('cold')").stdout == "cold\n"
 
 
 def test_when_the_server_dies_its_processes_die(server):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    asker = subprocess.Popen([sys.executable, WARM, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
-    pid = int(asker.stdout.readline())
+    client = subprocess.Popen([sys.executable, FORK, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
+    pid = int(client.stdout.readline())
     time.sleep(0.2)
     server[0].kill()
-    assert asker.wait(timeout=20) == 1
+    assert client.wait(timeout=20) == 1
     wait_until(lambda: not psutil.pid_exists(pid))

@@ -112,8 +112,7 @@ def test_killed_twice_and_once_an_engine_it_ends_with_an_undisturbed_runs_sample
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     """A chat model of half a million parameters that learned to answer questions of a judge with A, and its folder."""
-    from data_prep.demo.problems.model import build_model, build_tokenizer, warm_start
-
+    from data_prep.demo.model import build_model, build_tokenizer, warm_start
     from eval.judge import Question
 
     folder = tmp_path_factory.mktemp("judge")

@@ -37,7 +37,7 @@ def test_a_failed_section_is_said_and_tried_again(bench, capsys):
         raise RuntimeError("out of memory")
 
     assert not gpu.measure("long", fails, bench)
-    assert "long: FAILED after 0 s: out of memory" in capsys.readouterr().err
+    assert "long: FAILED after 0 s: RuntimeError: out of memory" in capsys.readouterr().err
     assert not (bench.folder / "long.json").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from common import machine
 from recipe.compose import compose
-from recipe.nodes import complaints, describe, is_free
+from recipe.nodes import describe, is_free, problems
 from tests.conftest import ROOT
 from tests.test_machine import Stub
 
@@ -28,7 +28,7 @@ def answers(**second):
 
 
 def test_nothing_is_said_of_nodes_that_fit(config):
-    assert complaints(answers(), config) == []
+    assert problems(answers(), config) == []
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_nothing_is_said_of_nodes_that_fit(config):
     ],
 )
 def test_what_is_wrong_is_one_line_that_says_how_to_mend_it(config, second, message):
-    (said,) = complaints(answers(**second), config)
+    (said,) = problems(answers(**second), config)
     assert said.startswith(message)
     assert "\n" not in said
 
 
 def test_too_few_nodes_and_a_taken_port(config):
-    (said,) = complaints(answers()[:1], config)
+    (said,) = problems(answers()[:1], config)
     assert said == "1 nodes have 8 free GPUs, and the run wants 2; wait, or set trainer.nnodes"
     taken = answers()
     taken[0]["port_free"] = False
-    assert complaints(taken, config) == ["n1: the port of Ray's head is taken; set JUSTRL_RAY_PORT to another"]
+    assert problems(taken, config) == ["n1: the port of Ray's head is taken; set JUSTRL_RAY_PORT to another"]
 
 
 def test_enough_cpus_for_each_node_may_be_too_few_for_the_run():
@@ -62,7 +62,7 @@ def test_enough_cpus_for_each_node_may_be_too_few_for_the_run():
     config = compose("demo", ["trainer.nnodes=2"], "cpu")
     nodes = answers(cpus=4)
     nodes[0]["cpus"] = 4
-    assert complaints(nodes, config) == ["8 CPUs on all nodes, and the run needs 9; give the job more"]
+    assert problems(nodes, config) == ["8 CPUs on all nodes, and the run needs 9; give the job more"]
 
 
 def test_a_node_describes_itself(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import benchmarks
 from eval.official import MAX_CHARACTERS, POOL, RIGHT, boxed, judge, normal
-from reward import sandbox as formulas
+from reward import sandbox
 from tests.conftest import ROOT
 from tests.test_robust import ATTEMPTS, HOSTILE
 
@@ -28,7 +28,7 @@ def outcome(case: dict) -> str:
 def test_outcomes_are_the_released_graders_but_for_errors():
     """`right` was recorded from it, null where it did not end; `outcome` is ours where it must not agree."""
     assert len(CASES) >= 250
-    with ThreadPoolExecutor(formulas.WORKERS) as threads:
+    with ThreadPoolExecutor(sandbox.WORKERS) as threads:
         found = list(threads.map(outcome, CASES))
     for case, said in zip(CASES, found, strict=True):
         if "outcome" in case:
@@ -94,16 +94,16 @@ def test_no_answer_runs_code(tmp_path):
 
 def test_hostile_answers_are_not_right_and_leave_the_pool_whole():
     hostile = [*HOSTILE, "(" * 100 + "x" + ")" * 100, "-" * 1900 + "x", "x" + "!" * 1000, "1e400x", "\x00x", "\ud800x"]
-    with ThreadPoolExecutor(formulas.WORKERS) as threads:
+    with ThreadPoolExecutor(sandbox.WORKERS) as threads:
         found = set(threads.map(lambda answer: judge(response(answer), "y")[0], hostile))
         assert found <= {"error", "wrong", "no_box"}
-        again = list(threads.map(lambda i: judge(response(f"x+{i}"), f"{i}+x")[0], range(4 * formulas.WORKERS)))
+        again = list(threads.map(lambda i: judge(response(f"x+{i}"), f"{i}+x")[0], range(4 * sandbox.WORKERS)))
     assert set(again) == {"equivalent"}
 
 
 def test_a_comparison_without_end_is_ended_by_its_deadline():
     """The kernel's signal ends it; without a deadline the worker would still run when its owner's patience is over."""
-    worker = formulas.Worker(POOL.script, POOL.answers)
+    worker = sandbox.Worker(POOL.script, POOL.answers)
     try:
         assert worker.ask("(1+x+x**2+x**3)**5000", "y") == "timed_out"
         assert worker.process.returncode == -signal.SIGPROF

@@ -1,10 +1,11 @@
 """Each thing that a run lacks is found before anything starts, and named in one line."""
 
-import json
 import shutil
 from collections import namedtuple
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from data_prep.demo.problems import main as make_demo
 from data_prep.rows import row, write_rows
@@ -23,8 +24,7 @@ def ready(tmp_path, monkeypatch):
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "tokenizer.json").write_text("{}")
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1000, 500], "data_offsets": [0, 0]}}).encode()
-    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    save_file({"w": numpy.zeros((1000, 500), "float32")}, model / "model.safetensors")
     overrides = [
         f"data.train_files={tmp_path}/train.parquet",
         f"data.val_files={tmp_path}/test.parquet",
@@ -34,7 +34,7 @@ def ready(tmp_path, monkeypatch):
     return tmp_path, overrides
 
 
-def complaint(overrides, *more):
+def problem(overrides, *more):
     """Return the one line that the checks raise."""
     with pytest.raises(ValueError) as caught:
         preflight.check(compose("demo", [*overrides, *more], "cpu"))
@@ -47,56 +47,56 @@ def test_all_there(ready):
 
 
 def test_data(ready):
-    assert "no such file" in complaint(ready[1], "data.train_files=absent.parquet")
+    assert "no such file" in problem(ready[1], "data.train_files=absent.parquet")
     torn = ready[0] / "torn.parquet"
     torn.write_bytes((ready[0] / "train.parquet").read_bytes()[:-50])
-    assert "truncated" in complaint(ready[1], f"data.val_files={torn}")
+    assert "truncated" in problem(ready[1], f"data.val_files={torn}")
     write_rows(ready[0] / "few.parquet", [row("demo", "p", "1", 0, "train")], {})
-    assert "lower data.train_batch_size to 1" in complaint(ready[1], f"data.train_files={ready[0]}/few.parquet")
+    assert "lower data.train_batch_size to 1" in problem(ready[1], f"data.train_files={ready[0]}/few.parquet")
 
 
 def test_model(ready):
-    assert "names no model" in complaint(ready[1], "actor_rollout_ref.model.path=null")
-    assert "no such folder" in complaint(ready[1], "actor_rollout_ref.model.path=/no/such/model")
+    assert "names no model" in problem(ready[1], "actor_rollout_ref.model.path=null")
+    assert "no such folder" in problem(ready[1], "actor_rollout_ref.model.path=/no/such/model")
     (ready[0] / "model" / "config.json").write_text('{"max_position_embeddings": 100}')
-    assert "a context of 100 tokens" in complaint(ready[1])
+    assert "a context of 100 tokens" in problem(ready[1])
     (ready[0] / "model" / "tokenizer.json").unlink()
-    assert "has no tokenizer" in complaint(ready[1])
+    assert "has no tokenizer" in problem(ready[1])
     (ready[0] / "model" / "config.json").unlink()
-    assert "has no config.json" in complaint(ready[1])
+    assert "has no config.json" in problem(ready[1])
 
 
 def test_reward_and_batch(ready):
-    assert "no such file" in complaint(ready[1], "reward.custom_reward_function.path=reward/absent.py")
-    assert "has no function score" in complaint(ready[1], "reward.custom_reward_function.name=score")
+    assert "no such file" in problem(ready[1], "reward.custom_reward_function.path=reward/absent.py")
+    assert "has no function score" in problem(ready[1], "reward.custom_reward_function.name=score")
     mistyped = "+reward.custom_reward_function.reward_kwargs.windw=50"
-    assert "has no option windw; there are" in complaint(ready[1], mistyped)
-    assert "no multiple" in complaint(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=12")
-    assert "larger than" in complaint(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=64")
+    assert "has no option windw; there are" in problem(ready[1], mistyped)
+    assert "no multiple" in problem(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=12")
+    assert "larger than" in problem(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=64")
 
 
 def test_lengths_and_steps(ready):
-    assert "max_model_len allows 100 tokens" in complaint(ready[1], "actor_rollout_ref.rollout.max_model_len=100")
+    assert "max_model_len allows 100 tokens" in problem(ready[1], "actor_rollout_ref.rollout.max_model_len=100")
     tokens = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
-    assert f"{tokens} allows 127 tokens" in complaint(ready[1], f"{tokens}=127")
+    assert f"{tokens} allows 127 tokens" in problem(ready[1], f"{tokens}=127")
     preflight.check(compose("demo", [*ready[1], f"{tokens}=128"], "cpu"))
     longer = "actor_rollout_ref.rollout.custom.validation_response_length=65"
-    assert "max_model_len allows 128 tokens, and prompt plus response may have 129" in complaint(ready[1], longer)
+    assert "max_model_len allows 128 tokens, and prompt plus response may have 129" in problem(ready[1], longer)
     preflight.check(compose("demo", [*ready[1], longer, "actor_rollout_ref.rollout.max_model_len=129"], "cpu"))
-    assert "end after 18 steps" in complaint(ready[1], "trainer.total_epochs=9")
+    assert "end after 18 steps" in problem(ready[1], "trainer.total_epochs=9")
 
 
 def test_ray_cpus(ready):
     assert preflight.ray_cpus_needed(compose("demo", ready[1], "cpu")) == 6
-    assert "set ray_kwargs.ray_init.num_cpus=6" in complaint(ready[1], "ray_kwargs.ray_init.num_cpus=5")
+    assert "set ray_kwargs.ray_init.num_cpus=6" in problem(ready[1], "ray_kwargs.ray_init.num_cpus=5")
     preflight.check(compose("demo", [*ready[1], "ray_kwargs.ray_init.num_cpus=6"], "cpu"))
 
 
 def test_disk(ready, monkeypatch):
-    assert preflight.parameters(str(ready[0] / "model")) == 500_000
+    assert preflight.count_parameters(str(ready[0] / "model")) == 500_000
     needed = 5 * 500_000 * preflight.BYTES_PER_PARAMETER
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, 1, needed - 1))
-    assert "GB needed for 5 checkpoints" in complaint(ready[1])
+    assert "GB needed for 5 checkpoints" in problem(ready[1])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, 0, needed))
     preflight.check(compose("demo", ready[1], "cpu"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, needed - 1, needed // 5))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from common.files import write_text_whole
+from common.files import write_text
 from data_prep.benchmarks import BENCHMARKS
 from eval import report
 from eval.published import PUBLISHED, published
@@ -81,7 +81,7 @@ def reported(tmp_path_factory):
 def no_pictures(monkeypatch):
     """For tests of numbers: drawing takes most of a report's time."""
     for name in ("draw_scores", "draw_pass_at_k", "draw_lengths"):
-        monkeypatch.setattr(report, name, lambda _, path: write_text_whole(path, ""))
+        monkeypatch.setattr(report, name, lambda _, path: write_text(path, ""))
 
 
 def table(folder, name):

@@ -16,7 +16,7 @@ import pytest
 
 from data_prep import benchmarks
 from data_prep.rows import open_rows
-from reward import formulas, justrl
+from reward import justrl, sandbox
 from reward.comparison import RIGHT
 from reward.robust import OUTCOMES, compute_score, judge
 from reward.sandbox import POOL
@@ -122,14 +122,14 @@ def arithmetic(request, monkeypatch):
     monkeypatch.setenv("SYMPY_GROUND_TYPES", request.param)
     monkeypatch.setenv("MPMATH_NOGMPY" if request.param == "python" else "JUSTRL_UNUSED", "1")
     peaks = []
-    end = formulas.Worker.end
+    end = sandbox.Worker.end
 
     def end_and_note(worker):
         status = Path(f"/proc/{worker.process.pid}/status").read_text() if worker.process.poll() is None else ""
         peaks.extend(1024 * int(kilobytes) for kilobytes in re.findall(r"VmHWM:\s+(\d+) kB", status))
         end(worker)
 
-    monkeypatch.setattr(formulas.Worker, "end", end_and_note)
+    monkeypatch.setattr(sandbox.Worker, "end", end_and_note)
     yield peaks
     POOL.end()
 
@@ -145,12 +145,12 @@ def test_hostile_responses_among_honest_ones(arithmetic):
         outcomes = list(pool.map(lambda item: judge(boxed(item[0]), item[1])[0], mix))
     wrong = [(item, found) for item, found in zip(mix, outcomes, strict=True) if (found in RIGHT) != item[2]]
     assert wrong == []
-    assert {POOL.ask(f"x+{i}", f"{i}+x") for i in range(2 * formulas.WORKERS)} == {"equivalent"}
+    assert {POOL.ask(f"x+{i}", f"{i}+x") for i in range(2 * sandbox.WORKERS)} == {"equivalent"}
     assert judge(boxed(r"\frac{\sqrt3}{3}"), r"\frac{1}{\sqrt{3}}")[0] == "equivalent"
     limits = {psutil.Process(worker.process.pid).rlimit(psutil.RLIMIT_AS) for worker in POOL.idle.queue}
-    assert limits == {(formulas.WORKER_BYTES, formulas.WORKER_BYTES)}
+    assert limits == {(sandbox.WORKER_BYTES, sandbox.WORKER_BYTES)}
     POOL.end()
-    assert 0 < max(arithmetic) < formulas.WORKER_BYTES
+    assert 0 < max(arithmetic) < sandbox.WORKER_BYTES
 
 
 HARD = "(1+x+x^2+x^3)^{5000}"
@@ -172,7 +172,7 @@ def test_another_data_sets_answer_is_no_reading():
 
 
 def test_a_worker_that_cannot_start_is_an_error_at_first_and_a_crash_later(monkeypatch):
-    pool = formulas.Pool()
+    pool = sandbox.Pool()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="did not start"):
         pool.ask("x", "y")

@@ -104,18 +104,18 @@ def test_kill_9_in_the_middle_then_the_same_command_finishes():
     assert "step    1/6" not in again.stdout, f"a finished run was trained again ({time.monotonic() - started:.0f} s)"
 
 
-def test_a_failing_run_names_its_cause(warm_python):
+def test_a_failing_run_names_its_cause(fork_server):
     experiment("test_failure")
     train = [".venv/bin/python", "-m", "recipe.train", *command("test_failure", 2)[1:]]
     train.append("actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=1")
-    done = subprocess.run(train, cwd=ROOT, env=warm_python, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(train, cwd=ROOT, env=fork_server, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 1
     assert "training failed: ValueError" in done.stderr
     assert "KV cache" in done.stderr
     assert len(done.stderr.splitlines()) == 2, "the cause and the log's path, not 300 lines"
 
 
-def test_of_two_runs_at_once_one_survives_the_others_lost_engine(warm_python):
+def test_of_two_runs_at_once_one_survives_the_others_lost_engine(fork_server):
     """The engine is killed while the actor learns: then nobody speaks to it until it is to have new weights."""
     folders = [experiment(name) for name in ("test_lost", "test_kept")]
     runs = []
@@ -123,7 +123,7 @@ def test_of_two_runs_at_once_one_survives_the_others_lost_engine(warm_python):
         train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         steps = "trainer.total_training_steps=30"
-        runs.append(subprocess.Popen([*train, steps], cwd=ROOT, env=warm_python, **pipes))
+        runs.append(subprocess.Popen([*train, steps], cwd=ROOT, env=fork_server, **pipes))
     lost, kept = runs
     wait_until(lambda: 12 in read_metrics(folders[0] / "metrics.jsonl"), SECONDS)
     server, worker = (logged_process(folders[0], name) for name in ("vLLMHttpServer", "WorkerDict"))
@@ -137,13 +137,13 @@ def test_of_two_runs_at_once_one_survives_the_others_lost_engine(warm_python):
     assert max(read_metrics(folders[1] / "metrics.jsonl")) == 30
 
 
-def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(warm_python):
+def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(fork_server):
     """vLLM answers a call that was under way neither with a result nor with an error. It is held first, so that the
     kill comes while the worker sends to it."""
     folder = experiment("test_lost_core")
     train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    run = subprocess.Popen([*train, "trainer.total_training_steps=30"], cwd=ROOT, env=warm_python, **pipes)
+    run = subprocess.Popen([*train, "trainer.total_training_steps=30"], cwd=ROOT, env=fork_server, **pipes)
     wait_until(lambda: 5 in read_metrics(folder / "metrics.jsonl"), SECONDS)
     core, worker = (logged_process(folder, name) for name in ("EngineCore", "WorkerDict"))
     wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), SECONDS)

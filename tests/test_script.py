@@ -15,7 +15,7 @@ from tests.test_processes import wait_until
 
 SCRIPT = str(ROOT / "run_justrl.sh")
 COMMANDS = [
-    "data_prep.demo.problems.model",
+    "data_prep.demo.model",
     "data_prep.benchmarks",
     "data_prep.dapo",
     "data_prep.demo.problems",

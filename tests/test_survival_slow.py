@@ -15,7 +15,7 @@ import time
 import psutil
 import pytest
 
-from common.processes import lock_holder
+from common.locks import lock_holder
 from recipe.checkpoints import complete_checkpoints
 from recipe.compose import compose
 from recipe.monitor.metrics import has_training, read_metrics
@@ -144,7 +144,7 @@ def small_disk():
 
 
 def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
-    undisturbed, small_disk, warm_python, tmp_path, tmp_path_factory
+    undisturbed, small_disk, fork_server, tmp_path, tmp_path_factory
 ):
     folder, moments = small_disk, random.Random(5)
     metrics = folder / "metrics.jsonl"
@@ -166,7 +166,7 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
     recorded = {}
     for step, kind in zip(steps[3:], kinds, strict=True):
         since = (folder / "train.log").stat().st_size
-        run = start(folder, warm_python)
+        run = start(folder, fork_server)
         # A step that an earlier life has reached is no wait at all: that fault hits the start.
         wait_until(lambda: step in read_metrics(metrics) or run.poll() is not None, SECONDS)  # noqa: B023
         time.sleep(moments.uniform(0, 5))
@@ -175,7 +175,7 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
             recorded |= json.loads((folder / "processes.json").read_text())["processes"]
         strike(run, kind, folder, since)
         print(f"step {max(read_metrics(metrics))}, checkpoints {checkpoints(folder)}: {kind}")
-    run = start(folder, warm_python)
+    run = start(folder, fork_server)
     output, _ = run.communicate(timeout=SECONDS)
     assert run.returncode == 0, output
 

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from common.processes import RAY_PATIENCE
 from recipe.compose import compose
-from recipe.train import STOPPING_SIGNALS, Interrupted, environment, interrupt, prepare_config
+from recipe.environment import environment, prepare_config
+from recipe.train import STOPPING_SIGNALS, Interrupted, interrupt
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_an_interrupt_crosses_a_library_that_rewrites_errors():
 @pytest.fixture
 def alone(monkeypatch):
     """No Ray cluster, and nothing of Ray's in the environment."""
-    for name in ("RAY_ADDRESS", "JUSTRL_WARM_PYTHON", *RAY_PATIENCE):
+    for name in ("RAY_ADDRESS", "JUSTRL_FORK_SERVER", *RAY_PATIENCE):
         monkeypatch.delenv(name, raising=False)
 
 

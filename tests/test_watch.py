@@ -13,9 +13,9 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from common.processes import lock_holder, run_lock
+from common.locks import lock_holder, run_lock
 from tests.conftest import ROOT
-from tests.test_resume import checkpoint
+from tests.test_checkpoints import checkpoint
 
 CASE = ROOT / "tests" / "cases" / "metrics.jsonl"
 WATCH = [sys.executable, "-m", "recipe.watch"]

@@ -1,6 +1,6 @@
 """A backbone of under a million parameters, made on the spot, for a run that needs no download.
 
-python -m data_prep.demo.problems.model --output models/demo
+python -m data_prep.demo.model --output models/demo
 
 A Qwen2 with a byte-level tokenizer and a ChatML template, warm-started by supervised learning on
 the demo's arithmetic, where a minority of the answers is worked out and the others are guesses: it
@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from common.command import run
-from common.files import write_text_whole
+from common.files import write_text
 from data_prep.demo.problems import all_problems, split
 from data_prep.prompt import training_prompt
 
@@ -143,7 +143,7 @@ def make(path: Path, settings: dict) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    write_text_whole(aside / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+    write_text(aside / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
     shutil.rmtree(path, ignore_errors=True)
     aside.replace(path)
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Python processes that start with torch, transformers and vLLM already imported.
 
-A run is a serial chain of some ten processes, each of which imports the same 15 to 25 s of Python
-before it does anything. Here one server imports once, and every process of the run is a fork of it:
+A run is a serial chain of some ten processes, each of which imports the same 15 to 25 s of Python before it does
+anything. Here one server imports once, and every process of the run is a fork of it:
 
     python -m recipe.cpu.fork_server SOCKET MODULE [MODULE ...]       the server; ends with its parent
-    JUSTRL_WARM_PYTHON=SOCKET recipe/cpu/fork_server.py ARGUMENTS     stands for `python ARGUMENTS`
+    JUSTRL_FORK_SERVER=SOCKET recipe/cpu/fork_server.py ARGUMENTS     stands for `python ARGUMENTS`
 
-The second form asks the server for a process with its own arguments, environment, folder and open
-files, passes signals on, and ends as that process ends; without a server it starts a cold Python. Ray
-takes it as the runtime environment's `py_executable`, multiprocessing as its executable.
+The second form asks the server for a process with its own arguments, environment, folder and open files, passes signals
+on, and ends as that process ends; without a server it starts a cold Python. Ray takes it as the runtime environment's
+`py_executable`, multiprocessing as its executable. Standard library only, and quick to start.
 
 Only for the CPU platform: a process that has touched a GPU must not be forked.
 """
@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 
-SOCKET_VARIABLE = "JUSTRL_WARM_PYTHON"
+SOCKET_VARIABLE = "JUSTRL_FORK_SERVER"
 PYTHON_VARIABLE = "JUSTRL_PYTHON"
 LENGTH_BYTES = 8
 MOST_FILES = 250  # the kernel passes at most 253 file descriptors in one message
@@ -49,8 +49,7 @@ def run(arguments: list[str]) -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, frame: kill(pid, received))
-    with contextlib.closing(server):
-        status = receive(server, LENGTH_BYTES)
+    status = receive(server, LENGTH_BYTES)
     if not status:  # the server is gone
         kill(pid, signal.SIGKILL)
         return 1
@@ -58,7 +57,6 @@ def run(arguments: list[str]) -> int:
 
 
 def is_open(fd: int) -> bool:
-    """Return whether `fd` is an open descriptor of this process."""
     try:
         os.fstat(fd)
     except OSError:
@@ -67,7 +65,6 @@ def is_open(fd: int) -> bool:
 
 
 def kill(pid: int, number: int) -> None:
-    """Send a signal to a process that may have ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
@@ -90,59 +87,80 @@ def serve(path: str) -> dict:
     """Fork a process for each request on the socket at `path`; returns only in a forked process, its request."""
     import selectors
 
-    wake_reader, wake_writer = socket.socketpair()
-    wake_writer.setblocking(False)
-    signal.set_wakeup_fd(wake_writer.fileno())
-    signal.signal(signal.SIGCHLD, lambda *_: None)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
-    selector.register(wake_reader, selectors.EVENT_READ)
-    clients: dict[int, socket.socket] = {}  # process id to the connection that asked for it
     while True:
         for key, _ in selector.select():
             if key.fileobj is listener:
                 connection, _ = listener.accept()
-                try:
-                    request, files = read_request(connection)
-                except (OSError, ValueError):  # the asker was killed while it asked
-                    connection.close()
-                    continue
-                pid = os.fork()
-                if pid == 0:
-                    os.setsid()  # Ray ends a dead driver's whole process group, which must not be the server's
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    selector.close()
-                    for opened in (listener, connection, wake_reader, wake_writer, *clients.values()):
-                        opened.close()
+                request, files = read_request(connection)
+                if request and fork(connection, files, selector) == 0:
                     move_files(files, request["files"])
                     return request
-                for fd in files:
-                    os.close(fd)
-                clients[pid] = connection
-                selector.register(connection, selectors.EVENT_READ, data=pid)
-                with contextlib.suppress(OSError):  # a dead asker is noticed when its end of the socket is read
-                    connection.sendall(pid.to_bytes(LENGTH_BYTES, "big"))
-            elif key.fileobj is wake_reader:
-                wake_reader.recv(4096)
-                for pid, status in ended_children():
-                    connection = clients.pop(pid)
-                    with contextlib.suppress(KeyError):
-                        selector.unregister(connection)
-                    with contextlib.suppress(OSError), contextlib.closing(connection):
-                        connection.sendall(status.to_bytes(LENGTH_BYTES, "big"))
-            elif key.data in clients:  # the asker was killed: its process goes with it
-                kill(key.data, signal.SIGKILL)
+            elif key.data["pidfd"] == key.fileobj:
+                report_end(key.data, selector)
+            else:  # the client was killed: its process goes with it
+                kill(key.data["pid"], signal.SIGKILL)
                 selector.unregister(key.fileobj)
 
 
-def read_request(connection: socket.socket) -> tuple[dict, list[int]]:
-    """Read one request and the open files that came with it."""
-    length, files, _, _ = socket.recv_fds(connection, LENGTH_BYTES, MOST_FILES)
-    return json.loads(receive(connection, int.from_bytes(length, "big"))), files
+def read_request(connection: socket.socket) -> tuple[dict | None, list[int]]:
+    """Read a request and the open files that came with it; None of a client that was killed while it asked."""
+    files: list[int] = []
+    try:
+        length, files, _, _ = socket.recv_fds(connection, LENGTH_BYTES, MOST_FILES)
+        return json.loads(receive(connection, int.from_bytes(length, "big"))), files
+    except (OSError, ValueError):
+        connection.close()
+        for fd in files:
+            os.close(fd)
+        return None, []
+
+
+def fork(connection: socket.socket, files: list[int], selector) -> int:
+    """Fork a process for one request; returns 0 in it, and its id in the server, which watches it."""
+    import selectors
+
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()  # Ray ends a dead driver's whole process group, which must not be the server's
+        close_all(selector)
+        connection.close()
+        return pid
+    for fd in files:
+        os.close(fd)
+    data = {"pid": pid, "pidfd": os.pidfd_open(pid), "connection": connection}
+    selector.register(data["pidfd"], selectors.EVENT_READ, data)
+    selector.register(connection, selectors.EVENT_READ, data)
+    with contextlib.suppress(OSError):  # a dead client is noticed when its end of the socket is read
+        connection.sendall(pid.to_bytes(LENGTH_BYTES, "big"))
+    return pid
+
+
+def close_all(selector) -> None:
+    """Close what the server has open, in a fork of it."""
+    opened = [key.fileobj for key in selector.get_map().values()]
+    selector.close()
+    for each in opened:
+        if isinstance(each, int):
+            os.close(each)
+        else:
+            each.close()
+
+
+def report_end(data: dict, selector) -> None:
+    """Reap a process that has ended and send its exit status, as a shell gives it, to its client."""
+    _, status = os.waitpid(data["pid"], 0)
+    code = os.waitstatus_to_exitcode(status)
+    for each in (data["pidfd"], data["connection"]):
+        with contextlib.suppress(KeyError):
+            selector.unregister(each)
+    os.close(data["pidfd"])
+    with contextlib.suppress(OSError), data["connection"] as connection:
+        connection.sendall((code if code >= 0 else 128 - code).to_bytes(LENGTH_BYTES, "big"))
 
 
 def move_files(received: list[int], wanted: list[int]) -> None:
@@ -155,16 +173,6 @@ def move_files(received: list[int], wanted: list[int]) -> None:
     for fd, number in zip(parked, wanted, strict=True):
         os.dup2(fd, number)
         os.close(fd)
-
-
-def ended_children() -> list[tuple[int, int]]:
-    """Reap every child that has ended; return process ids and exit statuses as a shell gives them."""
-    ended = []
-    with contextlib.suppress(ChildProcessError):
-        while (result := os.waitpid(-1, os.WNOHANG))[0]:
-            code = os.waitstatus_to_exitcode(result[1])
-            ended.append((result[0], code if code >= 0 else 128 - code))
-    return ended
 
 
 def become(request: dict) -> None:

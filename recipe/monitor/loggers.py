@@ -6,8 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from common.files import write_text_whole
-from recipe.preflight import files
+from common.files import write_text
+from recipe.preflight import as_list
 
 
 def use_wandb(config: DictConfig) -> None:
@@ -16,7 +16,7 @@ def use_wandb(config: DictConfig) -> None:
     if mode not in (None, "", "online", "offline"):
         raise ValueError(f"JUSTRL_WANDB={mode}: use online or offline")
     if mode and "wandb" not in config.trainer.logger:
-        config.trainer.logger = [*files(config.trainer.logger), "wandb"]
+        config.trainer.logger = [*as_list(config.trainer.logger), "wandb"]
 
 
 def wandb_environment(config: DictConfig, folder: Path) -> dict[str, str]:
@@ -28,7 +28,7 @@ def wandb_environment(config: DictConfig, folder: Path) -> dict[str, str]:
         return {}
     path, mode = folder / "wandb.id", os.environ.get("JUSTRL_WANDB")
     if not path.exists():
-        write_text_whole(path, secrets.token_hex(4))
+        write_text(path, secrets.token_hex(4))
     fixed = {"WANDB_RUN_ID": path.read_text(), "WANDB_RESUME": "allow", "WANDB_DIR": str(folder.resolve())}
     return fixed | ({"WANDB_MODE": mode} if mode else {})
 

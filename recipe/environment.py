@@ -1,0 +1,80 @@
+"""What the processes of a run find: the part of the config that depends on this start, and the environment."""
+
+import getpass
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, open_dict
+
+from common.processes import RAY_PATIENCE, python_path, temporary_root
+from recipe import preflight
+from recipe.cpu.environment import ENVIRONMENT as CPU_ENVIRONMENT
+from recipe.cpu.fork_server import PYTHON_VARIABLE
+from recipe.monitor.loggers import wandb_environment
+from recipe.preflight import run_folder
+
+
+def attempt_path(config: DictConfig) -> Path:
+    """Return where verl's file logger writes; it empties the file at each start, hence not `metrics.jsonl`."""
+    return run_folder(config) / "attempt.jsonl"
+
+
+def prepare_config(config: DictConfig, step: int, python: str | None = None) -> None:
+    """Set in place what depends on this start: where Ray runs, its Python, and no second validation of a step."""
+    with open_dict(config):
+        config.trainer.max_actor_ckpt_to_keep = None  # see recipe.checkpoints.prune
+        if step:
+            config.trainer.val_before_train = False  # it would log the checkpoint's step again
+        ray = config.ray_kwargs.ray_init
+        if not os.environ.get("RAY_ADDRESS"):
+            ray.address = "local"  # else Ray joins whatever cluster it finds on the machine
+            ray.include_dashboard = False
+            # Logical CPUs: with fewer than verl's actors hold, it waits for ever for more.
+            ray.num_cpus = ray.num_cpus or max(os.cpu_count(), preflight.ray_cpus_needed(config))
+        else:
+            # The cluster's workers were not started by this process and do not inherit its environment.
+            ray.runtime_env.env_vars = fixed_environment(config)
+            ray.runtime_env.worker_process_setup_hook = "recipe.driver.enter_repository"
+            for declared in ("num_cpus", "num_gpus"):  # the cluster has its own numbers, and Ray refuses others
+                ray.pop(declared, None)
+        if python:
+            ray.runtime_env.py_executable = python
+
+
+def fixed_environment(config: DictConfig) -> dict[str, str]:
+    """Return the variables that every process of the run needs, wherever it runs."""
+    return {
+        "PYTHONPATH": python_path(),
+        "VERL_FILE_LOGGER_PATH": str(attempt_path(config).resolve()),
+        "TENSORBOARD_DIR": str((run_folder(config) / "tensorboard").resolve()),
+        "VLLM_NO_USAGE_STATS": "1",
+        **wandb_environment(config, run_folder(config)),
+        **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else gpu_environment(config)),
+    }
+
+
+def gpu_environment(config: DictConfig) -> dict[str, str]:
+    """Return the variables of a run on GPUs: CPU threads for an optimizer that steps there, of which Ray gives one."""
+    if not config.actor_rollout_ref.actor.fsdp_config.offload_policy:
+        return {}
+    threads = max(1, len(os.sched_getaffinity(0)) // config.trainer.n_gpus_per_node)
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
+def environment(config: DictConfig, temporary: Path) -> dict[str, str]:
+    """Return the whole environment of the driver, and so of every process of a local Ray."""
+    fixed = RAY_PATIENCE | os.environ | fixed_environment(config)
+    fixed |= {PYTHON_VARIABLE: sys.executable, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
+    if os.environ.get("RAY_ADDRESS"):
+        return fixed
+    kept = str(temporary_root())  # for logs, and for what was compiled
+    compiled = f"{kept}/torchinductor_{getpass.getuser()}"
+    return fixed | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "TMPDIR": str(temporary),
+        "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", kept),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled),
+    }
