@@ -8,10 +8,29 @@ from pathlib import Path
 
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
+from verl.trainer.ppo import metric_utils
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipe.checkpoints import STOP
+
+BOOTSTRAP = metric_utils.bootstrap_metric
+ESTIMATES: dict[str, list] = {}
+
+
+def bootstrap_once(**options) -> list[tuple[float, float]]:
+    """Stand in for verl's bootstrap, with the same numbers.
+
+    A validation estimates best@n, worst@n and maj@n from a thousand samples for every number of every prompt. Most
+    repeat each other, for the reward, its accuracy and its variants differ in scale at most.
+    """
+    key = repr(options)
+    if key not in ESTIMATES:
+        ESTIMATES[key] = BOOTSTRAP(**options)
+    return ESTIMATES[key]
+
+
+metric_utils.bootstrap_metric = bootstrap_once
 
 
 @register_trainer("stoppable")
@@ -29,6 +48,10 @@ class StoppableTrainer(PPOTrainerSync):
             self.config.trainer.save_freq = 1
             self.total_training_steps = self.global_steps
         return batch
+
+    def _validate(self) -> dict[str, float]:
+        ESTIMATES.clear()  # of the validation before
+        return super()._validate()
 
 
 class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
