@@ -11,7 +11,7 @@ class Failure(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, or its type without one."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 

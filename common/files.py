@@ -8,7 +8,6 @@ from pathlib import Path
 
 
 def sha256(path: str | Path) -> str:
-    """Return the hex digest of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(2**20):

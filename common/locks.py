@@ -1,7 +1,7 @@
 """One run per folder.
 
 A run holds a lock that the kernel releases when its holder dies, however it dies. Where the kernel's locks do not
-reach, on another machine that shares the folder, a heartbeat tells a living holder from a dead one.
+apply, on another machine that shares the folder, a heartbeat tells a living holder from a dead one.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-TRIES = 5  # to take a lock, within a second
+TRIES = 5  # within a second
 HEARTBEAT_SECONDS = 5
 SILENT_SECONDS = 30  # without a heartbeat, after which a holder on another machine is dead
 
@@ -24,7 +24,7 @@ class RunInProgressError(ValueError):
 
 
 class Holder(NamedTuple):
-    """Whether a lock's holder is alive, and its own line about itself, "" if it ended normally."""
+    """Whether the holder of a lock is alive, and its line in the lock's file, "" if it ended normally."""
 
     alive: bool
     text: str
@@ -83,19 +83,18 @@ def keep_beating(path: Path, ended: threading.Event) -> None:
 
 
 def is_elsewhere(text: str) -> bool:
-    """Return whether a lock's line is of another machine than this."""
     return bool(text) and text.split()[3].rstrip(",") != socket.gethostname()
 
 
 def touched(path: Path) -> float:
-    """Return when `path` was touched (seconds since the epoch); opening makes a network file system look again."""
+    """Read a file's time (seconds since the epoch); opening it makes a network file system look again."""
     with open(path) as file:
         return os.fstat(file.fileno()).st_mtime
 
 
 def beats(path: Path, text: str) -> bool:
     """Wait for a heartbeat; clocks need not agree, since only a change counts."""
-    print(f"waiting up to {SILENT_SECONDS} s for a sign of life of {text}", file=sys.stderr)
+    print(f"waiting up to {SILENT_SECONDS} s for a heartbeat of {text}", file=sys.stderr)
     before, end = touched(path), time.monotonic() + SILENT_SECONDS
     while time.monotonic() < end:
         time.sleep(1)
@@ -105,7 +104,7 @@ def beats(path: Path, text: str) -> bool:
 
 
 def lock_holder(folder: Path) -> Holder:
-    """Return who holds a run's lock or held it last, seen from any machine."""
+    """Find the holder of a run's lock or the last one, from any machine."""
     path = folder / "run.lock"
     with contextlib.suppress(FileNotFoundError), open(path) as lock:
         text = lock.read().strip()

@@ -1,4 +1,4 @@
-"""What can be told of a Hugging Face model's folder without loading it."""
+"""Checks of a Hugging Face model's folder that do not load it."""
 
 import json
 import math
@@ -17,19 +17,19 @@ def check_model(path: str | None, tokens: int = 0) -> None:
         ValueError: it is neither.
     """
     if not path:
-        raise ValueError("the config names no model; add actor_rollout_ref.model.path=FOLDER_OR_HUB_ID")
+        raise ValueError("the config has no model; set actor_rollout_ref.model.path=FOLDER_OR_HUB_ID")
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if folder.is_absolute() or path.count("/") != 1 or path.startswith((".", "models/")):
             raise ValueError(f"model {path}: no such folder")
         return  # a hub id: the hub knows whether it exists
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model {path}: has no config.json; is it a Hugging Face model folder?")
+        raise ValueError(f"model {path}: has no config.json; give a Hugging Face model folder")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"model {path}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save it beside the weights")
     context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
     if context and context < tokens:
-        raise ValueError(f"model {path}: a context of {context} tokens, and prompt plus response may have {tokens}")
+        raise ValueError(f"model {path}: its context is {context} tokens, and prompt plus response may have {tokens}")
 
 
 def count_parameters(model: str) -> int | None:

@@ -1,7 +1,7 @@
-"""The processes of a run: none outlives it, and the next start ends those that a kill left behind.
+"""The processes of a run: none outlives it, and the next start ends stale ones.
 
-A run records the ids and start times of everything it started. The next start ends what is still alive of that record,
-never anything by its name.
+A run records the ids and start times of its processes. The next start ends those that are still alive, and never goes
+by a process's name.
 """
 
 import contextlib
@@ -34,20 +34,20 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def temporary_root() -> Path:
-    """Return the machine's folder for temporary files; /tmp where the paths of sockets below it would be too long."""
+    """The machine's folder for temporary files; /tmp where the paths of sockets below it would be too long."""
     root = Path(tempfile.gettempdir())
     return root if len(str(root)) <= ROOT_CHARACTERS else Path("/tmp")
 
 
 def scratch_folder(folder: Path) -> Path:
-    """Return the path of a run's folder for temporary files, the same at each start."""
+    """A run's folder for temporary files, the same at each start."""
     digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
     return temporary_root() / f"justrl-{digest[:8]}"
 
 
 @contextlib.contextmanager
 def scratch(folder: Path):
-    """Make a folder for a run's sockets and other temporary files, emptied of what a killed start left in it."""
+    """Make an empty folder for a run's sockets and other temporary files."""
     path = scratch_folder(folder)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
@@ -58,7 +58,7 @@ def scratch(folder: Path):
 
 
 def python_path() -> str:
-    """Return the PYTHONPATH by which a process on another node finds this repository, and what the caller's has."""
+    """The PYTHONPATH by which a process on another node finds this repository, before the caller's own."""
     return os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -73,7 +73,7 @@ def end_with_parent() -> None:
 
 
 def start_ticks(pid: int) -> int:
-    """Return when a process started, in clock ticks since boot: unlike a time of day, the same after a clock jump."""
+    """When a process started, in clock ticks since boot: a time of day would change with the clock."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # proc(5), starttime
     except (FileNotFoundError, ProcessLookupError) as error:

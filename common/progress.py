@@ -1,4 +1,4 @@
-"""What a person reads while something slow goes on, and the cause of a failure from a long log."""
+"""Progress of slow work on the terminal, and the cause of a failure from a long log."""
 
 import re
 import time
@@ -30,22 +30,21 @@ def cause(log: Path, offset: int = 0) -> str:
     own = [line for line in errors if not any(word in line for word in WRAPPERS)]
     if own:
         return own[0][:CAUSE_CHARACTERS]
-    if errors:  # a process that was killed logs nothing itself: Ray's last word names what died
+    if errors:  # a process that was killed logs nothing itself: Ray's last error has the class of the actor that died
         died = [f" ({line})" for line in lines if line.startswith("class_name: ")]
         return errors[-1][:CAUSE_CHARACTERS] + (died[-1] if died else "")
-    said = [line for line in lines if line and not line.startswith(WARNING)]
-    return said[-1][:CAUSE_CHARACTERS] if said else "no output"
+    printed = [line for line in lines if line and not line.startswith(WARNING)]
+    return printed[-1][:CAUSE_CHARACTERS] if printed else "no output"
 
 
 class WaitingLine:
-    """Prints now and then that something slow is still going on."""
+    """Prints a line every `every_seconds` while something slow goes on."""
 
     def __init__(self, what: str, every_seconds: float = 20):
         self.what, self.every_seconds = what, every_seconds
         self.started = self.last = time.monotonic()
 
     def tick(self) -> None:
-        """Print a line if the last one is old enough."""
         if time.monotonic() - self.last >= self.every_seconds:
             self.last = time.monotonic()
             print(f"  {self.what} ... {self.last - self.started:.0f} s", flush=True)

@@ -1,9 +1,9 @@
 """Compare a config with the paper, value by value: python -m recipe.check justrl_deepseek [key=value ...]
 
-Lists the differences from what the paper and its release state, each with its source and what it affects, and every
-other key that an override changes, unless it changes only speed, memory or logging. Then checks what the run needs:
-data, model and reward files, batch sizes, lengths, disk, GPUs. Exit status: 0 the config is the paper's or its
-differences are allowed, 1 it is not, 2 wrong use or something missing.
+Lists the differences from the values of the paper and its release, each with its source and what it affects, and
+every other key that an override changes, unless it changes only speed, memory or logging. Then checks what the run
+needs: data, model and reward files, batch sizes, lengths, disk, GPUs. Exit status: 0 the config matches the paper or
+its differences are allowed, 1 it does not, 2 wrong use or something missing.
 
 examples: python -m recipe.check justrl_nemotron --no-files --all
           python -m recipe.check justrl_deepseek data.train_batch_size=128 --allow data.train_batch_size
@@ -29,7 +29,7 @@ from recipe.compose import UNDECLARED_KEYS, compose_unresolved, config_names, re
 from recipe.monitor.loggers import use_wandb
 from recipe.paper import BACKBONES, VALUES, Value, backbone
 
-# Keys that an override may change freely: names, places, logging, and what changes only speed and memory.
+# Keys that an override may change freely: names, paths, logging, speed and memory.
 MACHINE = (
     "trainer.experiment_name",
     "trainer.project_name",
@@ -80,8 +80,8 @@ class Comparison(NamedTuple):
 
 
 def expected_and_actual(config: DictConfig, stated: Value) -> tuple[Any, Any]:
-    """Return what a value must be in this config and what it is, in comparable form."""
-    # What verl does not declare is absent where it has its default, which is the stated value.
+    """Put a stated value and the config's into comparable form."""
+    # A key that verl does not declare is absent at its default, which is the stated value.
     undeclared = stated.key.startswith(tuple(UNDECLARED_KEYS))
     actual = OmegaConf.select(config, stated.key, default=stated.value if undeclared else None)
     actual = OmegaConf.to_container(actual) if OmegaConf.is_config(actual) else actual
@@ -102,7 +102,7 @@ def expected_and_actual(config: DictConfig, stated: Value) -> tuple[Any, Any]:
 
 
 def flat(config: DictConfig) -> dict[str, Any]:
-    """Return dotted keys to values, interpolations as they are written."""
+    """Map dotted keys to values, interpolations unresolved."""
 
     def walk(value, prefix: str):
         if not isinstance(value, dict) or not value:
@@ -113,22 +113,22 @@ def flat(config: DictConfig) -> dict[str, Any]:
 
 
 def matches(key: str, entries: tuple[str, ...] | list[str]) -> bool:
-    """Return whether an entry is the key, the beginning of it (`data`), or a pattern of it (`*.val_kwargs.*`)."""
+    """Find an entry that is the key, a prefix of it (`data`), or a pattern of it (`*.val_kwargs.*`)."""
     return any(fnmatch.fnmatch(key, entry) or key.startswith(f"{entry}.") for entry in entries)
 
 
 @functools.cache
 def shipped_config(name: str, device: str) -> tuple[DictConfig, dict[str, Any]]:
-    """Compose a config without overrides, resolved and as dotted keys; neither is to be changed."""
+    """Compose a config without overrides, resolved and as dotted keys; read-only, since it is cached."""
     config = compose_unresolved(name, [], device)
     keys = flat(config)
     return resolve(config), keys
 
 
 def compare(name: str, overrides: list[str], device: str, allow: list[str]) -> tuple[DictConfig, list[Comparison]]:
-    """Compose a config and compare it with the paper, and what overrides change beyond that with the shipped file.
+    """Compose a config, compare it with the paper, and compare all other keys with the config without overrides.
 
-    The file's own `justrl.allow` allows its own values (a pattern in it any value), `allow` any value.
+    An entry of the file's `justrl.allow` allows the file's own value, a pattern in it any value; `allow` any value.
 
     Raises:
         ValueError: the config does not compose, or an entry of `allow` matches no key.
@@ -146,15 +146,15 @@ def compare(name: str, overrides: list[str], device: str, allow: list[str]) -> t
     for value in VALUES:
         expected, actual = expected_and_actual(config, value)
         meant = matches(value.key, own) and actual == expected_and_actual(shipped, value)[1]
-        found.append(judge(value, expected, actual, allowed=meant or matches(value.key, patterns)))
+        found.append(comparison(value, expected, actual, allowed=meant or matches(value.key, patterns)))
     for key in keys | shipped_keys:
         if keys.get(key) != shipped_keys.get(key) and key not in stated:
             value = Value(key, shipped_keys.get(key), "this recipe", "not stated", matches(key, MACHINE))
-            found.append(judge(value, value.value, keys.get(key), allowed=matches(key, patterns)))
+            found.append(comparison(value, value.value, keys.get(key), allowed=matches(key, patterns)))
     return config, found
 
 
-def judge(value: Value, expected: Any, actual: Any, allowed: bool) -> Comparison:
+def comparison(value: Value, expected: Any, actual: Any, allowed: bool) -> Comparison:
     """Give a comparison its status; True is not 1."""
     same = actual == expected and isinstance(actual, bool) == isinstance(expected, bool)
     status = "same" if same else "machine" if value.machine else "allowed" if allowed else "different"
@@ -162,7 +162,7 @@ def judge(value: Value, expected: Any, actual: Any, allowed: bool) -> Comparison
 
 
 def problem(comparisons: list[Comparison]) -> str:
-    """Return one line about the differences that are not allowed; "" without any."""
+    """Describe the differences that are not allowed in one line; "" without any."""
     different = [c for c in comparisons if c.status == "different"]
     if not different:
         return ""

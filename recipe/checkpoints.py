@@ -1,4 +1,4 @@
-"""What a relaunched run continues from: its metrics and checkpoints, reconciled; and which checkpoints stay.
+"""Reconcile the metrics and checkpoints from which a relaunched run continues, and prune checkpoints.
 
 A run can die between any two writes. Metrics are logged after a checkpoint is saved, so the newest checkpoint may
 lack its line, and lines may exist for steps that will be run again.
@@ -16,14 +16,14 @@ from omegaconf import DictConfig
 from common.files import write_text
 from recipe.monitor.metrics import format_metrics, read_metrics
 
-DISCARDED = "metrics.discarded.jsonl"  # where metrics go that no checkpoint stands behind
-STOP = "stop"  # asks a run to save and end, see recipe.verl_plugins.trainer; each start removes it
+DISCARDED = "metrics.discarded.jsonl"  # metrics of steps without a checkpoint
+STOP = "stop"  # has a run save and end, see recipe.verl_plugins.trainer; each start removes it
 TRACKER = "latest_checkpointed_iteration.txt"  # verl.utils.checkpoint.checkpoint_manager reads it
 CHECKPOINT = re.compile(r"(discarded_)?global_step_(\d+)")
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether every file of a checkpoint is there and not truncated.
+    """Check that every file of a checkpoint is there and not truncated.
 
     verl writes `data.pt` last; torch's files are zip archives, whose index comes last.
     """
@@ -40,9 +40,9 @@ def complete_checkpoints(folder: Path) -> list[int]:
 
 
 def check_ranks(checkpoint: Path, config: DictConfig) -> None:
-    """Raise a ValueError of one line if a checkpoint's shards are of another number of ranks or another FSDP.
+    """Raise a ValueError of one line if another number of ranks or another FSDP saved a checkpoint.
 
-    verl would look for files that are not there, or fail in the optimizer's state.
+    verl would look for missing files, or fail in the optimizer's state.
     """
     try:
         saved = json.loads((checkpoint / "actor" / "fsdp_config.json").read_text())
@@ -59,14 +59,14 @@ def check_ranks(checkpoint: Path, config: DictConfig) -> None:
 
 
 def discard(checkpoint: Path) -> Path:
-    """Rename a checkpoint folder so that nothing takes it, or what is left of it, for one; return its new path."""
+    """Rename a checkpoint folder so that nothing takes it, or a part of it, for a checkpoint; return its new path."""
     aside = checkpoint.with_name(f"discarded_{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     return checkpoint.rename(aside)
 
 
 def best_checkpoint(folder: Path, accuracy: dict[int, float | None]) -> int | None:
-    """Return the step of the complete checkpoint with the highest validation accuracy, the newest of equals."""
+    """Find the step of the complete checkpoint with the highest validation accuracy, the newest of equals."""
     validated = [step for step in complete_checkpoints(folder) if accuracy.get(step) is not None]
     return max(validated, key=lambda step: (accuracy[step], step), default=None)
 
@@ -74,34 +74,34 @@ def best_checkpoint(folder: Path, accuracy: dict[int, float | None]) -> int | No
 def prune(folder: Path, keep: int | None, step: int, best: int | None = None) -> None:
     """Remove all but the `keep` newest complete checkpoints up to `step`, and `best`.
 
-    verl would remove the oldest before the new one is complete, leave its `data.pt`, and forget every checkpoint of an
-    earlier process (`BaseCheckpointManager.ensure_checkpoint_capacity`), so `recipe.train` does it instead.
+    verl removes the oldest before the new one is complete, leaves its `data.pt`, and forgets every checkpoint of an
+    earlier process (`BaseCheckpointManager.ensure_checkpoint_capacity`), so its own limit is off.
 
     Args:
-        keep: None or 0 for all of the complete ones; incomplete and discarded ones go all the same.
-        step: the last one with a metrics line; a later checkpoint may still be being written and is left alone.
-        best: a step whose checkpoint stays, however old.
+        keep: None or 0 keeps every complete one; incomplete and discarded ones are removed all the same.
+        step: the last one with a metrics line; a later checkpoint may not be finished and is left alone.
+        best: a step whose checkpoint is kept, however old.
     """
     complete = [done for done in complete_checkpoints(folder) if done <= step]
     kept = {best, *complete[-max(keep or 0, 0) :]}
     for path in sorted(folder.glob("*global_step_*")) if complete else ():
         name = CHECKPOINT.fullmatch(path.name)
         if name and int(name[2]) <= complete[-1] and (name[1] or int(name[2]) not in kept):
-            with contextlib.suppress(OSError):  # no reason to end a run: the next step tries again
+            with contextlib.suppress(OSError):  # the next step tries again
                 shutil.rmtree(path if name[1] else discard(path))
 
 
 def reconcile(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:
     """Reconcile metrics and checkpoints, and return the step to continue from (0: from the start).
 
-    That step is the newest complete checkpoint with a metrics line for it and every step before it. Later lines are
-    dropped, verl's tracker file is set to it. With no such checkpoint all lines are moved aside to
-    `metrics.discarded.jsonl`. A later complete checkpoint is renamed to `discarded_global_step_<N>`: written over, it
-    would be a mixture that looks complete.
+    That step is the newest complete checkpoint with a metrics line for it and for every step before it. Later lines
+    are dropped, and verl's tracker file is set to it. Without such a checkpoint all lines move to
+    `metrics.discarded.jsonl`. A later complete checkpoint is renamed to `discarded_global_step_<N>`: overwritten in
+    part, it would still look complete.
 
     Args:
         metrics_path: the run's `metrics.jsonl`.
-        attempt_path: what the last start wrote, merged into the former and removed.
+        attempt_path: the metrics of the last start, merged into the former and removed.
         checkpoints: the folder of `global_step_<N>`.
     """
     by_step = read_metrics(metrics_path)

@@ -66,8 +66,8 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     """
     if name not in config_names():
         raise ValueError(f"unknown config '{name}'; there are {', '.join(config_names())}")
-    os.environ.setdefault("JUSTRL_ROOT", str(REPOSITORY))  # justrl.yaml names the reward below it
-    # In a config: as many of this machine's GPUs as divide a number.
+    os.environ.setdefault("JUSTRL_ROOT", str(REPOSITORY))  # justrl.yaml has the reward's path below it
+    # ${local_gpus:N} in a config: the largest number of this machine's GPUs that divides N.
     OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
     if device == "cpu":
         overrides = ["+device=cpu", *overrides]
@@ -119,13 +119,13 @@ def unknown_keys(config: dict, base: dict, prefix: str = "") -> list[str]:
         if key not in base and not parent:
             unknown.append(path)
         elif isinstance(value, dict) and (parent or (isinstance(base[key], dict) and base[key])):
-            # Into an empty mapping of verl's goes any key.
+            # An empty mapping in verl's files takes any key.
             unknown += unknown_keys(value, base.get(key, {}), f"{path}.")
     return unknown
 
 
 def suggestion(path: str, base: DictConfig) -> str:
-    """Return "; did you mean ...?" with the known key nearest to the first unknown part of `path`, or nothing."""
+    """Suggest the known key nearest to the first unknown part of `path`: "; did you mean ...?" or ""."""
     known, node = [], base
     for key in path.split("."):
         if not isinstance(node, DictConfig):

@@ -1,4 +1,4 @@
-"""Hand a composed config over to verl's own trainer. Started by `recipe.train`, in a process of its own."""
+"""Run verl's trainer on a composed config. `recipe.train` starts this in a process of its own."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 
 def enter_repository() -> None:
-    """Go where the config's relative paths begin; workers of a Ray cluster start in the folder of `ray start`."""
+    """Change to the folder of the config's relative paths; workers of a Ray cluster start in that of `ray start`."""
     os.chdir(Path(__file__).resolve().parent.parent)
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a run find: the part of the config that depends on this start, and the environment."""
+"""What depends on one start of a run: a part of its config, and the environment of its processes."""
 
 import getpass
 import os
@@ -17,34 +17,34 @@ from recipe.preflight import run_folder
 
 
 def attempt_path(config: DictConfig) -> Path:
-    """Return where verl's file logger writes; it empties the file at each start, hence not `metrics.jsonl`."""
+    """Where verl's file logger writes. It empties the file at each start, hence not `metrics.jsonl`."""
     return run_folder(config) / "attempt.jsonl"
 
 
 def prepare_config(config: DictConfig, step: int, python: str | None = None) -> None:
-    """Set in place what depends on this start: where Ray runs, its Python, and no second validation of a step."""
+    """Set, in place, where Ray runs and its Python, and skip a second validation of the same step."""
     with open_dict(config):
         config.trainer.max_actor_ckpt_to_keep = None  # see recipe.checkpoints.prune
         if step:
             config.trainer.val_before_train = False  # it would log the checkpoint's step again
         ray = config.ray_kwargs.ray_init
         if not os.environ.get("RAY_ADDRESS"):
-            ray.address = "local"  # else Ray joins whatever cluster it finds on the machine
+            ray.address = "local"  # else Ray joins any cluster on the machine
             ray.include_dashboard = False
-            # Logical CPUs: with fewer than verl's actors hold, it waits for ever for more.
+            # Logical CPUs: with fewer than verl's actors hold, the start waits for ever.
             ray.num_cpus = ray.num_cpus or max(os.cpu_count(), preflight.ray_cpus_needed(config))
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
             ray.runtime_env.env_vars = fixed_environment(config)
             ray.runtime_env.worker_process_setup_hook = "recipe.driver.enter_repository"
-            for declared in ("num_cpus", "num_gpus"):  # the cluster has its own numbers, and Ray refuses others
+            for declared in ("num_cpus", "num_gpus"):  # Ray refuses them beside an address
                 ray.pop(declared, None)
         if python:
             ray.runtime_env.py_executable = python
 
 
 def fixed_environment(config: DictConfig) -> dict[str, str]:
-    """Return the variables that every process of the run needs, wherever it runs."""
+    """Set the variables that every process of the run needs, on any node."""
     return {
         "PYTHONPATH": python_path(),
         "VERL_FILE_LOGGER_PATH": str(attempt_path(config).resolve()),
@@ -56,7 +56,7 @@ def fixed_environment(config: DictConfig) -> dict[str, str]:
 
 
 def gpu_environment(config: DictConfig) -> dict[str, str]:
-    """Return the variables of a run on GPUs: CPU threads for an optimizer that steps there, of which Ray gives one."""
+    """Give an optimizer that steps on the CPU its threads; Ray's default is one."""
     if not config.actor_rollout_ref.actor.fsdp_config.offload_policy:
         return {}
     threads = max(1, len(os.sched_getaffinity(0)) // config.trainer.n_gpus_per_node)
@@ -64,12 +64,12 @@ def gpu_environment(config: DictConfig) -> dict[str, str]:
 
 
 def environment(config: DictConfig, temporary: Path) -> dict[str, str]:
-    """Return the whole environment of the driver, and so of every process of a local Ray."""
+    """Set the environment of the driver, which every process of a local Ray inherits."""
     fixed = RAY_PATIENCE | os.environ | fixed_environment(config)
     fixed |= {PYTHON_VARIABLE: sys.executable, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     if os.environ.get("RAY_ADDRESS"):
         return fixed
-    kept = str(temporary_root())  # for logs, and for what was compiled
+    kept = str(temporary_root())  # for logs and compiled kernels
     compiled = f"{kept}/torchinductor_{getpass.getuser()}"
     return fixed | {
         "RAY_AUTH_MODE": "token",

@@ -1,7 +1,7 @@
 """Check every node of a run before anything heavy starts: python -m recipe.nodes CONFIG [key=value ...]
 
 A task on each node, by srun in a Slurm job and by Ray where RAY_ADDRESS names a cluster, reports what the node has.
-Prints a table. Exit status: 0 go; 2 something is missing, with one line that says what and how to fix it.
+Prints a table. Exit status: 0 ready; 2 something is missing: one line says what and how to fix it.
 
 example: srun --jobid 1234 python -m recipe.nodes justrl_deepseek
 """
@@ -40,7 +40,7 @@ def describe(wanted: dict) -> dict:
 
     Args:
         wanted: root (of the code), token (a file in the run's folder), paths, port, demand and others, as from
-            `questions`.
+            `requirements`.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray's, for a task without a GPU
@@ -89,17 +89,17 @@ def is_free(port: int) -> bool:
 
 
 def ask_by_srun(wanted: dict) -> list[dict]:
-    """Collect the reports of a Slurm job's nodes, by one srun per node: long lines of several would mix."""
+    """Collect the reports of a Slurm job's nodes, by one srun per node: the output of several would mix."""
     names = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     names = subprocess.run(names, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=True).stdout.split()
     command = [sys.executable, "-m", "recipe.nodes", "--describe", json.dumps(wanted)]
     pipes = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    asked = [subprocess.Popen(["srun", "--nodes=1", "--ntasks=1", f"--nodelist={n}", *command], **pipes) for n in names]
+    tasks = [subprocess.Popen(["srun", "--nodes=1", "--ntasks=1", f"--nodelist={n}", *command], **pipes) for n in names]
     reports, end = [], time.monotonic() + SECONDS_TO_ANSWER
     try:
-        for name, node in zip(names, asked, strict=True):
-            out, errors = node.communicate(timeout=max(0.1, end - time.monotonic()))
-            if node.returncode:
+        for name, task in zip(names, tasks, strict=True):
+            out, errors = task.communicate(timeout=max(0.1, end - time.monotonic()))
+            if task.returncode:
                 reason = (errors.strip().splitlines() or ["no answer"])[-1]
                 raise ValueError(
                     f"{name}: cannot run {sys.executable} in {REPOSITORY}, is it on a shared disk? {reason}"
@@ -108,8 +108,8 @@ def ask_by_srun(wanted: dict) -> list[dict]:
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"{name}: no answer in {SECONDS_TO_ANSWER} s; leave it out by sbatch --exclude") from error
     finally:
-        for node in asked:
-            node.kill()
+        for task in tasks:
+            task.kill()
     return reports
 
 
@@ -125,11 +125,11 @@ def ask_by_ray(wanted: dict, config: DictConfig) -> list[dict]:
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
         nodes = wait_for_nodes(config)
-        asked = []
+        tasks = []
         for node in nodes:
             place = NodeAffinitySchedulingStrategy(node, soft=False)
-            asked.append(ray.remote(describe).options(num_cpus=0, scheduling_strategy=place).remote(wanted))
-        reports = ray.get(asked, timeout=SECONDS_TO_ANSWER)
+            tasks.append(ray.remote(describe).options(num_cpus=0, scheduling_strategy=place).remote(wanted))
+        reports = ray.get(tasks, timeout=SECONDS_TO_ANSWER)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise ValueError(f"RAY_ADDRESS={address}: {str(error).strip().splitlines()[0]}; is it a cluster's?") from error
     for free, report in zip(nodes.values(), reports, strict=True):
@@ -139,10 +139,10 @@ def ask_by_ray(wanted: dict, config: DictConfig) -> list[dict]:
 
 
 def wait_for_nodes(config: DictConfig) -> dict[str, dict]:
-    """Wait until a Ray cluster has the nodes that a run wants, which an autoscaler may add, and no other run.
+    """Wait until a Ray cluster has the nodes that a run needs, which an autoscaler may add, and no other run.
 
     Returns:
-        Node id to its free resources; fewer nodes than wanted if time is over.
+        Node id to its free resources; fewer nodes than needed after JUSTRL_WAIT_SECONDS.
 
     Raises:
         ValueError: another run is on the cluster.
@@ -159,7 +159,7 @@ def wait_for_nodes(config: DictConfig) -> dict[str, dict]:
         if (len(nodes) >= count and not used) or time.monotonic() > end:
             break
         time.sleep(1)
-    request_resources(bundles=[])  # it would hold them for ever; the run's own demand follows soon
+    request_resources(bundles=[])  # the request would hold them for ever; the run's own follows soon
     if used:
         raise ValueError(
             f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: another run is on this cluster, and verl would mix their samples"
@@ -168,7 +168,7 @@ def wait_for_nodes(config: DictConfig) -> dict[str, dict]:
 
 
 def has_verl_run() -> bool:
-    """Return whether a run of verl is on this Ray cluster: a second one would attach to its TransferQueue."""
+    """Look for a run of verl on this Ray cluster: a second one would attach to its TransferQueue."""
     import ray
 
     with contextlib.suppress(ValueError):
@@ -177,10 +177,10 @@ def has_verl_run() -> bool:
 
 
 def problems(reports: list[dict], config: DictConfig) -> list[str]:
-    """List what is wrong with the nodes that reported, one line each with how to fix it."""
+    """List the problems of the nodes that reported, each with its fix."""
     ranks, count = config.trainer.n_gpus_per_node, config.trainer.nnodes
     if len(reports) < count:
-        return [f"{len(reports)} nodes have {ranks} free GPUs, and the run wants {count}; wait, or set trainer.nnodes"]
+        return [f"{len(reports)} nodes have {ranks} free GPUs, and the run needs {count}; wait, or set trainer.nnodes"]
     first = reports[0]
     found = [f"{node['node']}: {line}" for node in reports for line in node_problems(node, first, ranks)]
     cpus = sum(node["cpus"] for node in reports)
@@ -192,10 +192,10 @@ def problems(reports: list[dict], config: DictConfig) -> list[str]:
 
 
 def node_problems(node: dict, first: dict, ranks: int) -> list[str]:
-    """List what is wrong with one node, which must also be as the first one is."""
+    """List the problems of one node, which must also match the first."""
     found = []
     if node["code"] != first["code"]:
-        found.append(f"other code than {first['node']} has; put the repository on a shared file system")
+        found.append(f"has other code than {first['node']}; put the repository on a shared file system")
     differing = {package for package, _ in node["packages"].items() ^ first["packages"].items()}
     if differing:
         package = min(differing)
@@ -226,8 +226,8 @@ def table(reports: list[dict], config: DictConfig) -> Table:
     return shown
 
 
-def questions(config: DictConfig, token: Path) -> dict:
-    """Return what each node is asked about, as `describe` takes it."""
+def requirements(config: DictConfig, token: Path) -> dict:
+    """Collect what each node has to look at, the argument of `describe`."""
     paths = [config.actor_rollout_ref.model.path, *as_list(config.data.train_files), *as_list(config.data.val_files)]
     port = None if os.environ.get("RAY_ADDRESS") else os.environ.get("JUSTRL_RAY_PORT")
     return {
@@ -246,7 +246,7 @@ def look(config: DictConfig) -> list[dict]:
     folder = run_folder(config).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     token = folder / f".seen-{secrets.token_hex(4)}"
-    wanted = questions(config, token)
+    wanted = requirements(config, token)
     token.touch()
     try:
         if os.environ.get("RAY_ADDRESS"):

@@ -1,6 +1,6 @@
 """Everything a run needs, checked before anything heavy starts.
 
-Each function raises ValueError with one line that says what is wrong and how to fix it.
+Each function raises a ValueError of one line: the problem and its fix.
 """
 
 import importlib.util
@@ -64,14 +64,14 @@ def check_machine(config: DictConfig) -> None:
 
 
 def run_folder(config: DictConfig) -> Path:
-    """Return the folder of a run, named by its experiment alone, so that a relaunch finds it."""
+    """The name depends on the experiment alone, so that a relaunch finds the folder."""
     return Path(config.trainer.default_local_dir).parent
 
 
 def as_list(value: str | ListConfig | list) -> list[str]:
-    """Return a config value that may be one string or several as a list; ValueError if it is neither."""
+    """Make a list of a config value that may be one string; ValueError if it is neither."""
     if not isinstance(value, (str, ListConfig, list)):
-        raise ValueError(f"{value} stands where one file or a list of files should")
+        raise ValueError(f"expected a file or a list of files, got {value}")
     return [value] if isinstance(value, str) else list(value)
 
 
@@ -79,7 +79,7 @@ def check_counts(config: DictConfig) -> None:
     for key in COUNTS:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key}={value}: must be a whole number above 0")
+            raise ValueError(f"{key}={value}: must be an integer of at least 1")
 
 
 def check_resume(config: DictConfig) -> None:
@@ -96,13 +96,13 @@ def check_resume(config: DictConfig) -> None:
 
 
 def check_nodes(config: DictConfig) -> None:
-    """Check this machine, unless a Ray cluster is named, whose nodes `recipe.nodes` checks."""
+    """Check this machine; `recipe.nodes` checks the nodes of a Ray cluster."""
     if os.environ.get("RAY_ADDRESS"):
         return
     there = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
     if config.trainer.nnodes > there:
         raise ValueError(
-            f"the run wants {config.trainer.nnodes} nodes and there is {there}; set RAY_ADDRESS to a Ray cluster, "
+            f"the run needs {config.trainer.nnodes} nodes and has {there}; set RAY_ADDRESS to a Ray cluster, "
             f"submit it with sbatch --nodes {config.trainer.nnodes}, or set trainer.nnodes={there}"
         )
     if config.trainer.device == "cuda" and (lacks := machine.lacks(demand_here(config))):
@@ -110,7 +110,6 @@ def check_nodes(config: DictConfig) -> None:
 
 
 def demand_here(config: DictConfig) -> machine.Demand:
-    """Return what a run asks of each of its machines."""
     each = config.trainer.n_gpus_per_node
     any_gpus = bool(os.environ.get("RAY_ADDRESS"))
     return machine.Demand(each, **demand(config, each * config.trainer.nnodes), any_gpus=any_gpus)
@@ -141,7 +140,7 @@ def check_data(config: DictConfig) -> None:
 
 
 def check_reward(config: DictConfig) -> None:
-    """Check that the reward loads and takes the options it is given: `**kwargs` would swallow mistyped ones."""
+    """Check that the reward loads and has the configured options: `**kwargs` would swallow mistyped ones."""
     reward = config.reward.custom_reward_function
     if not reward.path or reward.path.startswith("pkg://"):
         return
@@ -169,14 +168,14 @@ def check_batch(config: DictConfig) -> None:
     sampler = config.trainer.v1.sampler
     if sampler.custom_sampler.path and (config.algorithm.filter_groups.enable or sampler.sync_refill_failed_groups):
         raise ValueError(
-            "verl's own replay buffer alone can filter or refill groups; "
+            "only verl's own replay buffer can filter or refill groups; "
             "set trainer.v1.sampler.custom_sampler.path=null as well, and see recipe/FIDELITY.md, L2"
         )
     batch, mini = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
     if mini > batch:
         raise ValueError(f"actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={batch}")
     if batch % mini:
-        raise ValueError(f"data.train_batch_size={batch} is no multiple of actor.ppo_mini_batch_size={mini}")
+        raise ValueError(f"data.train_batch_size={batch} is not a multiple of actor.ppo_mini_batch_size={mini}")
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
     responses = mini * config.actor_rollout_ref.rollout.n
     if responses % ranks:
@@ -197,27 +196,26 @@ def check_lengths(config: DictConfig) -> None:
 
 
 def window(config: DictConfig) -> int:
-    """Return the tokens of the longest sequence that is generated: prompt plus response, validation's included."""
+    """Count the tokens of the longest sequence in training or validation: prompt plus response."""
     longer = max(config.data.max_response_length, config.actor_rollout_ref.rollout.custom.validation_response_length)
     return config.data.max_prompt_length + longer
 
 
 def ray_cpus_needed(config: DictConfig) -> int:
-    """Return how many CPUs Ray must have for a run of this config to start at all."""
+    """Count the logical CPUs without which verl's start waits for ever."""
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
     storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
     return ranks * CPUS_PER_RANK + CPUS_OF_TRANSFER_QUEUE + storage + CPUS_TO_START_AN_ACTOR
 
 
 def check_ray_cpus(config: DictConfig) -> None:
-    """Check the CPUs that Ray is told to have on this machine; with fewer than needed, verl waits for ever."""
     given, needed = config.ray_kwargs.ray_init.num_cpus, ray_cpus_needed(config)
     if os.environ.get("RAY_ADDRESS") or given is None:
         return  # a cluster has its own number, and `recipe.train` chooses one that is enough
     if config.trainer.nnodes == 1 and given < needed:
         raise ValueError(
             f"Ray has {given} CPUs and the run needs {needed}; set ray_kwargs.ray_init.num_cpus={needed} "
-            "(a logical number: it may exceed the machine's)"
+            "(logical CPUs: there may be more than the machine has)"
         )
 
 

@@ -1,8 +1,8 @@
 """Train a config through verl: python -m recipe.train demo [key=value ...]
 
-Checks that the config is the paper's and what the run needs, continues from its last checkpoint if there is one,
-prints a line per step and keeps verl's own output in a log. Files go to `outputs/<experiment_name>/`. Exit status: 0
-done, 1 the run failed or was interrupted, 2 wrong use. Paths are relative to the repository's root.
+Checks the config against the paper and what the run needs, continues from the last checkpoint if there is one, prints
+a line per step and logs verl's own output. Files go to `outputs/<experiment_name>/`. Exit status: 0 done, 1 the run
+failed or was interrupted, 2 wrong use. Paths are relative to the repository's root.
 
 example: python -m recipe.train justrl_deepseek trainer.nnodes=1 trainer.n_gpus_per_node=8
 """
@@ -51,12 +51,12 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_KEYS = ("ray_kwargs.", "trainer.val_before_train", "trainer.max_actor_ckpt_to_keep")
 
 
-class Interrupted(BaseException):  # as KeyboardInterrupt: OmegaConf dresses up every Exception that crosses it
+class Interrupted(BaseException):  # as KeyboardInterrupt: OmegaConf replaces every Exception that passes through it
     """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
 def changed_keys(before: Path, config: DictConfig) -> list[str]:
-    """List the dotted keys in which `config` differs from the one that the run was last started with."""
+    """List the dotted keys in which `config` differs from the config of the last start."""
     if not before.exists():
         return []
     old, new = (flat(c) for c in (OmegaConf.load(before), config))
@@ -74,7 +74,7 @@ class Progress:
         self.seen: set[int] = set()
         self.read_to = 0
         for step, metrics in read_metrics(self.metrics_path).items():
-            self.warnings.add(step, metrics)  # what was printed before a resume is not printed again
+            self.warnings.add(step, metrics)  # printed before the resume
             self.accuracy[step] = validation_accuracy(metrics)
         self.prune(max(self.accuracy, default=0))
 
@@ -84,7 +84,7 @@ class Progress:
     def collect(self, last: bool = False) -> None:
         """Take the steps that verl has logged since the last call."""
         size = self.attempt.stat().st_size if self.attempt.exists() else 0
-        if size == self.read_to and not last:  # a network file system may show an old size until the file is opened
+        if size == self.read_to and not last:  # a network file system may report an old size until the file is opened
             return
         self.read_to = size
         for step, metrics in read_metrics(self.attempt).items():
@@ -98,7 +98,7 @@ class Progress:
         print(self.lines.line(step, metrics), flush=True)
         for warning in self.warnings.add(step, metrics):
             print(f"  {WARNING}{warning}", flush=True)
-            self.log.write(f"\n{WARNING}{warning}\n")  # on a line of its own: verl's progress bar ends without one
+            self.log.write(f"\n{WARNING}{warning}\n")  # verl's progress bar ends without a line break
             self.log.flush()
         self.accuracy[step] = validation_accuracy(metrics)
         self.prune(step)
@@ -119,7 +119,7 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress) 
 
 
 def supervise(config: DictConfig, step: int, record: ProcessRecord, log) -> int:
-    """Start verl in processes of their own, follow it, and end whatever is left of it; return its exit status."""
+    """Start verl in its own processes, follow it, and end all of them; return its exit status."""
     folder, keep = run_folder(config), config.trainer.max_actor_ckpt_to_keep
     on_cpu = config.trainer.device == "cpu" and not os.environ.get("RAY_ADDRESS")
     with contextlib.ExitStack() as stack:
@@ -132,19 +132,19 @@ def supervise(config: DictConfig, step: int, record: ProcessRecord, log) -> int:
             forked = forked_python(variables)
             prepare_config(config, step, forked)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(config, sort_keys=True))
-            # A run whose supervisor was killed holds no lock, so its driver must not go on.
+            # Once the supervisor is killed the run holds no lock, so its driver must not go on.
             options = {"cwd": REPOSITORY, "start_new_session": True, "preexec_fn": end_with_parent}
             python = [sys.executable, str(FORK)] if forked else [sys.executable]
             command = [*python, "-m", "recipe.driver", str(folder / "config.yaml")]
             driver = subprocess.Popen(command, env=variables, stdout=log, stderr=log, **options)
             return follow(driver, record, Progress(config, keep, log))
         finally:
-            ignore_signals()  # a Ctrl-C while they end must not leave anything running
+            ignore_signals()  # a Ctrl-C now must not leave anything running
             record.end_descendants()
 
 
 def announce(config: DictConfig, step: int, log) -> None:
-    """Print what this start does, and settle its attention."""
+    """Print what this start does, and resolve its attention."""
     folder = run_folder(config)
     print(f"training {config.trainer.experiment_name} " + (f"from step {step}" if step else "from the start"))
     print(f"  folder {folder}, full output in {log.name}")
@@ -153,18 +153,18 @@ def announce(config: DictConfig, step: int, log) -> None:
     log.write(f"attention: {chosen}\n")
     log.flush()
     if step and (changed := changed_keys(folder / "config.yaml", config)):
-        print(f"  note: since the last start changed {', '.join(changed)}")
+        print(f"  note: changed since the last start: {', '.join(changed)}")
 
 
 def resume_step(config: DictConfig) -> int:
-    """Bring metrics and checkpoints of earlier starts together; return the step to continue from, 0 for none."""
+    """Reconcile what earlier starts left; return the step to continue from, 0 for none."""
     folder, checkpoints = run_folder(config), Path(config.trainer.default_local_dir)
     step = reconcile(folder / "metrics.jsonl", attempt_path(config), checkpoints)
     (folder / STOP).unlink(missing_ok=True)
     for aside in checkpoints.glob("discarded_*"):
-        print(f"  note: its metrics were not written, so training goes there again: {aside}")
+        print(f"  note: {aside} has no metrics; training repeats its steps")
     if not step and (folder / DISCARDED).exists():
-        print(f"  note: steps without a checkpoint behind them are run again; see {folder / DISCARDED}")
+        print(f"  note: training repeats steps without a checkpoint; their metrics are in {folder / DISCARDED}")
     return step
 
 
@@ -172,7 +172,7 @@ def train(config: DictConfig) -> int:
     """Run a composed config to its end and return the exit status.
 
     Raises:
-        Failure: the run failed, or was asked to stop before its end.
+        Failure: the run failed, or was stopped on request.
     """
     folder, total = run_folder(config), config.trainer.total_training_steps
     with run_lock(folder):
@@ -201,7 +201,7 @@ def finish(config: DictConfig, status: int, log_start: int) -> int:
     if status:
         # Of a full disk torch's error is no more than "iostream error".
         full = checkpoints.is_dir() and shutil.disk_usage(checkpoints).free < FULL_BYTES
-        why = f" (no space left in {checkpoints}; the checkpoints before are kept)" if full else ""
+        why = f" (no space left in {checkpoints}; earlier checkpoints are kept)" if full else ""
         print(f"training failed: {cause(log, log_start)}{why}\n  see {log}", file=sys.stderr)
         return 1
     step = max(complete_checkpoints(checkpoints), default=0)
@@ -214,13 +214,13 @@ def finish(config: DictConfig, status: int, log_start: int) -> int:
 
 
 def ignore_signals() -> None:
-    """Let no signal that would stop the run disturb its end."""
+    """Keep a second signal from disturbing the end of a run."""
     for number in STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def interrupt(number: int, frame) -> None:
-    """Turn a signal into an exception, so that every `finally` runs, undisturbed by a second one."""
+    """Turn a signal into an exception, so that every `finally` runs."""
     ignore_signals()
     raise Interrupted(signal.Signals(number).name)
 

@@ -73,7 +73,7 @@ def test_near_its_time_limit_a_run_on_two_nodes_saves_goes_back_into_the_queue_a
             assert sorted(left) == ["bash", "ps", "python", "slurmd"], "the python is the fork server"
             assert slurm.on(node, "ls", "/dev/shm").stdout.split() == ["fork"]
     assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "1"), out.read_text()
-    assert f"stopped as asked, saved at step {saved}" in out.read_text()
+    assert f"stopped on request, saved at step {saved}" in out.read_text()
     assert f"from step {saved}\n" in out.read_text(), "no step was lost"
     assert logged(folder) == list(range(1, 9))
     assert complete_checkpoints(folder / "checkpoints") == [saved, 8]

@@ -1,4 +1,4 @@
-"""What nodes answer, and what is said of answers that do not fit a run; tests/test_slurm.py asks real nodes."""
+"""What nodes report, and the problems of nodes that do not fit a run; tests/test_slurm.py has real nodes."""
 
 import json
 import os
@@ -20,21 +20,21 @@ def config():
     return compose("justrl_deepseek", ["trainer.nnodes=2", "data.train_files=x", "data.val_files=x"], "cuda")
 
 
-def answers(**second):
-    """Return what two nodes with all that the config needs answer, the second one with something else."""
+def reports(**second):
+    """Make the reports of two nodes with all that the config needs, the second one with something else."""
     node = {"node": "n1", "code": "c", "packages": {"ray": "2.60.0", "torch": "2.11.0"}, "gpus": 8, "free_gpus": 8}
     node |= {"cpus": 64, "shared": True, "unseen": [], "lacks": [], "free": {"/tmp": 9.0}, "port_free": True}
     return [node, node | {"node": "n2"} | second]
 
 
-def test_nothing_is_said_of_nodes_that_fit(config):
-    assert problems(answers(), config) == []
+def test_nodes_that_fit_have_no_problem(config):
+    assert problems(reports(), config) == []
 
 
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"code": "d"}, "n2: other code than n1 has; put the repository on a shared file system"),
+        ({"code": "d"}, "n2: has other code than n1; put the repository on a shared file system"),
         ({"packages": {"torch": "2.11.0"}}, "n2: ray no version, and n1 has 2.60.0 (1 packages differ)"),
         ({"packages": {"ray": "2.59.0", "torch": "2.10.0"}}, "n2: ray 2.59.0, and n1 has 2.60.0 (2 packages differ)"),
         ({"lacks": ["the run wants 8 GPUs and there are 7"]}, "n2: the run wants 8 GPUs and there are 7"),
@@ -43,16 +43,16 @@ def test_nothing_is_said_of_nodes_that_fit(config):
         ({"cpus": 23}, "n2: 23 CPUs, and 8 ranks need 24; give the job more (on Slurm --exclusive"),
     ],
 )
-def test_what_is_wrong_is_one_line_that_says_how_to_mend_it(config, second, message):
-    (said,) = problems(answers(**second), config)
-    assert said.startswith(message)
-    assert "\n" not in said
+def test_a_problem_is_one_line_with_its_fix(config, second, message):
+    (problem,) = problems(reports(**second), config)
+    assert problem.startswith(message)
+    assert "\n" not in problem
 
 
 def test_too_few_nodes_and_a_taken_port(config):
-    (said,) = problems(answers()[:1], config)
-    assert said == "1 nodes have 8 free GPUs, and the run wants 2; wait, or set trainer.nnodes"
-    taken = answers()
+    (problem,) = problems(reports()[:1], config)
+    assert problem == "1 nodes have 8 free GPUs, and the run needs 2; wait, or set trainer.nnodes"
+    taken = reports()
     taken[0]["port_free"] = False
     assert problems(taken, config) == ["n1: the port of Ray's head is taken; set JUSTRL_RAY_PORT to another"]
 
@@ -60,7 +60,7 @@ def test_too_few_nodes_and_a_taken_port(config):
 def test_enough_cpus_for_each_node_may_be_too_few_for_the_run():
     """A rank on each of two nodes holds 3 CPUs; TransferQueue and task set-up need 3 more somewhere."""
     config = compose("demo", ["trainer.nnodes=2"], "cpu")
-    nodes = answers(cpus=4)
+    nodes = reports(cpus=4)
     nodes[0]["cpus"] = 4
     assert problems(nodes, config) == ["8 CPUs on all nodes, and the run needs 9; give the job more"]
 

@@ -56,10 +56,10 @@ def test_data(ready):
 
 
 def test_model(ready):
-    assert "names no model" in problem(ready[1], "actor_rollout_ref.model.path=null")
+    assert "has no model" in problem(ready[1], "actor_rollout_ref.model.path=null")
     assert "no such folder" in problem(ready[1], "actor_rollout_ref.model.path=/no/such/model")
     (ready[0] / "model" / "config.json").write_text('{"max_position_embeddings": 100}')
-    assert "a context of 100 tokens" in problem(ready[1])
+    assert "its context is 100 tokens" in problem(ready[1])
     (ready[0] / "model" / "tokenizer.json").unlink()
     assert "has no tokenizer" in problem(ready[1])
     (ready[0] / "model" / "config.json").unlink()
@@ -71,7 +71,7 @@ def test_reward_and_batch(ready):
     assert "has no function score" in problem(ready[1], "reward.custom_reward_function.name=score")
     mistyped = "+reward.custom_reward_function.reward_kwargs.windw=50"
     assert "has no option windw; there are" in problem(ready[1], mistyped)
-    assert "no multiple" in problem(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=12")
+    assert "is not a multiple" in problem(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=12")
     assert "larger than" in problem(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=64")
 
 

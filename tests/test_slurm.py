@@ -148,7 +148,7 @@ TAKE_PORT = f'{sys.executable} -c "{LISTEN}" >/dev/null 2>&1 & sleep 1'
     [
         ("n1", TAKE_PORT, {"JUSTRL_RAY_PORT": "21000"}, "n1: the port of Ray's head is taken; set JUSTRL_RAY_PORT"),
         ("n2", "mount -t tmpfs -o size=9m tmpfs /dev/shm", {}, "n2: 0.01 GB free in /dev/shm, 1 GB needed"),
-        ("n2", f"mount -t tmpfs tmpfs {ROOT}/reward", {}, "n2: other code than n1 has"),
+        ("n2", f"mount -t tmpfs tmpfs {ROOT}/reward", {}, "n2: has other code than n1"),
         ("n2", f"mount -t tmpfs tmpfs {ROOT}/outputs", {}, "n2: does not see the run's folder"),
     ],
 )

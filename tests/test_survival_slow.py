@@ -114,7 +114,7 @@ def strike(run, kind, folder, since):
     output, _ = run.communicate(timeout=SECONDS)
     if kind == "a full disk":
         ballast.unlink()
-        assert f"(no room left in outputs/{NAME}/checkpoints; the checkpoints before are kept)" in output
+        assert f"(no space left in outputs/{NAME}/checkpoints; earlier checkpoints are kept)" in output
     if kind in ("SIGINT", "SIGTERM"):
         assert f"interrupted by {kind}; the same command continues from the last checkpoint" in output
     assert run.returncode == (-signal.SIGKILL if kind == "kill -9" else 1), output
