@@ -18,6 +18,7 @@ quick: setup
 lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
 	.venv/bin/shellcheck run_justrl.sh scripts/*.sh tests/system_packages.sh .ci/run
 
 format: setup
