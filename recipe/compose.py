@@ -88,7 +88,7 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
 def verl_config_folder() -> Path:
     """Find verl's folder of configs without importing verl, which takes ten seconds."""
     spec = importlib.util.find_spec("verl")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ValueError("verl is not installed; run ./run_justrl.sh --setup-only first")
     return Path(spec.origin).parent / "trainer" / "config"
 
@@ -126,7 +126,8 @@ def unknown_keys(config: dict, base: dict, prefix: str = "") -> list[str]:
 
 def suggestion(path: str, base: DictConfig) -> str:
     """Suggest the known key nearest to the first unknown part of `path`: "; did you mean ...?" or ""."""
-    known, node = [], base
+    known: list[str] = []
+    node = base
     for key in path.split("."):
         if not isinstance(node, DictConfig):
             return ""

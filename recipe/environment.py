@@ -32,7 +32,7 @@ def prepare_config(config: DictConfig, step: int, python: str | None = None) -> 
             ray.address = "local"  # else Ray joins any cluster on the machine
             ray.include_dashboard = False
             # Logical CPUs: with fewer than verl's actors hold, the start waits for ever.
-            ray.num_cpus = ray.num_cpus or max(os.cpu_count(), preflight.ray_cpus_needed(config))
+            ray.num_cpus = ray.num_cpus or max(os.cpu_count() or 1, preflight.ray_cpus_needed(config))
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
             ray.runtime_env.env_vars = fixed_environment(config)

@@ -93,8 +93,11 @@ def ask_by_srun(wanted: dict) -> list[dict]:
     names = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     names = subprocess.run(names, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=True).stdout.split()
     command = [sys.executable, "-m", "recipe.nodes", "--describe", json.dumps(wanted)]
-    pipes = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    tasks = [subprocess.Popen(["srun", "--nodes=1", "--ntasks=1", f"--nodelist={n}", *command], **pipes) for n in names]
+    tasks = []
+    for name in names:
+        task = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={name}", *command]
+        pipe = subprocess.PIPE
+        tasks.append(subprocess.Popen(task, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True))
     reports, end = [], time.monotonic() + SECONDS_TO_ANSWER
     try:
         for name, task in zip(names, tasks, strict=True):

@@ -3,9 +3,9 @@
 Each function raises a ValueError of one line: the problem and its fix.
 """
 
-import importlib.util
 import inspect
 import os
+import runpy
 import shutil
 from pathlib import Path
 
@@ -147,13 +147,11 @@ def check_reward(config: DictConfig) -> None:
     path = Path(reward.path.removeprefix("file://"))
     if not path.is_file():
         raise ValueError(f"reward {path}: no such file; set reward.custom_reward_function.path")
-    spec = importlib.util.spec_from_file_location("checked_reward", path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        names = runpy.run_path(str(path))
     except Exception as error:  # whatever a user's file raises
         raise ValueError(f"reward {path}: cannot be loaded: {type(error).__name__}: {error}") from error
-    function = getattr(module, reward.name, None)
+    function = names.get(reward.name)
     if not callable(function):
         raise ValueError(f"reward {path}: has no function {reward.name}; set reward.custom_reward_function.name")
     parameters = inspect.signature(function).parameters.values()

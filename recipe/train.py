@@ -132,11 +132,17 @@ def supervise(config: DictConfig, step: int, record: ProcessRecord, log) -> int:
             forked = forked_python(variables)
             prepare_config(config, step, forked)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(config, sort_keys=True))
-            # Once the supervisor is killed the run holds no lock, so its driver must not go on.
-            options = {"cwd": REPOSITORY, "start_new_session": True, "preexec_fn": end_with_parent}
             python = [sys.executable, str(FORK)] if forked else [sys.executable]
-            command = [*python, "-m", "recipe.driver", str(folder / "config.yaml")]
-            driver = subprocess.Popen(command, env=variables, stdout=log, stderr=log, **options)
+            driver = subprocess.Popen(
+                [*python, "-m", "recipe.driver", str(folder / "config.yaml")],
+                cwd=REPOSITORY,
+                env=variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # Once the supervisor is killed the run holds no lock, so its driver must not go on.
+                preexec_fn=end_with_parent,
+            )
             return follow(driver, record, Progress(config, keep, log))
         finally:
             ignore_signals()  # a Ctrl-C now must not leave anything running
