@@ -95,9 +95,9 @@ def ask_by_srun(wanted: dict) -> list[dict]:
     command = [sys.executable, "-m", "recipe.nodes", "--describe", json.dumps(wanted)]
     tasks = []
     for name in names:
-        task = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={name}", *command]
+        srun = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={name}", *command]
         pipe = subprocess.PIPE
-        tasks.append(subprocess.Popen(task, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True))
+        tasks.append(subprocess.Popen(srun, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True))
     reports, end = [], time.monotonic() + SECONDS_TO_ANSWER
     try:
         for name, task in zip(names, tasks, strict=True):
