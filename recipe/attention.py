@@ -105,7 +105,6 @@ def describe(kernel: str) -> str:
 
 
 def version(package: str) -> str:
-    """Return an installed package's version, "?" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

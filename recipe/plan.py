@@ -71,24 +71,24 @@ SQUARE = 1.4  # assumed: mean square length over squared mean length, as of a lo
 
 @dataclass
 class Estimate:
-    """What a run costs: each scenario by row of the table, and the GiB that a GPU uses, by phase and part."""
+    """What a run costs: scenario by row of the table, bytes of a GPU by phase and part, bytes of the checkpoints."""
 
     parameters: int
     steps: int
     scenarios: dict[str, dict[str, float]]
-    memory: dict[str, dict[str, float]]
-    needed_gib: float
+    memory_bytes: dict[str, dict[str, float]]
+    needed_bytes: float
     fits: bool
-    checkpoints_gb: float
+    checkpoint_bytes: float
 
 
 def gpu_type(name: str) -> str | None:
-    """Return the type of a GPU by its name in NVML, such as "NVIDIA H100 80GB HBM3"; None for one not listed."""
+    """Look up the type of a GPU by its name in NVML, such as "NVIDIA H100 80GB HBM3"; None if it is not listed."""
     return next((kind for kind, gpu in GPUS.items() if re.search(gpu.pattern, name)), None)
 
 
 def ideal_seconds(config: DictConfig, shape: dict, gpu: GPUType, lengths: Lengths, cache: float) -> dict[str, float]:
-    """Return the seconds per step, by part, of a GPU that reaches its peak, with a KV cache of `cache` bytes."""
+    """Return the seconds per step, by part, if a GPU with `cache` bytes of KV cache reached its peak."""
     per_token = token_bytes(shape)
     at_once = min(config.actor_rollout_ref.rollout.max_num_seqs, cache / (per_token * lengths.mean))
     iterations = lengths.longest + max(0.0, lengths.responses - at_once) * lengths.mean / at_once
@@ -104,13 +104,12 @@ def ideal_seconds(config: DictConfig, shape: dict, gpu: GPUType, lengths: Length
 
 
 def utilization(ideal: dict[str, float], measured: dict[str, float]) -> Utilization:
-    """Return what a step reached whose parts took `measured` seconds."""
+    """Return the utilization of a step whose parts took `measured` seconds."""
     training = [seconds["old log-probs"] + seconds["update"] for seconds in (ideal, measured)]
     return Utilization(ideal["generation"] / measured["generation"], training[0] / training[1])
 
 
 def step_seconds(ideal: dict[str, float], reached: Utilization) -> dict[str, float]:
-    """Return the seconds per step, by part, at a utilization."""
     seconds = {part: ideal_part / reached.training for part, ideal_part in ideal.items()}
     return seconds | {"generation": ideal["generation"] / reached.generation}
 
@@ -137,7 +136,7 @@ def scenario(config: DictConfig, gpu: GPUType, cache: float, mean: float, reache
     step = sum(seconds.values())
     return {
         "seconds per step": step,
-        **{f"  {part}": value for part, value in seconds.items()},
+        **{f"of them, {part}": value for part, value in seconds.items()},
         "days": step * steps / 86400,
         "GPU hours": step * steps * gpus / 3600,
         "mean response, tokens": mean,
@@ -167,37 +166,31 @@ def estimate(config: DictConfig, gpu: str, gpus: int, measured: Utilization | No
             name: scenario(config, GPUS[gpu], cache, fraction * config.data.max_response_length, measured or assumed)
             for name, (fraction, assumed) in SCENARIOS.items()
         },
-        memory={
-            phase: {"sum": sum(parts.values()) / GIB} | {part: size / GIB for part, size in parts.items()}
-            for phase, parts in memory.items()
-        },
-        needed_gib=needed(memory) / GIB,
+        memory_bytes=memory,
+        needed_bytes=needed(memory),
         fits=cache >= longest_sequence and needed(memory) <= GPUS[gpu].gib * GIB,
-        checkpoints_gb=kept * parameters(shape) * BYTES_PER_PARAMETER / 1e9,
+        checkpoint_bytes=kept * parameters(shape) * BYTES_PER_PARAMETER,
     )
 
 
-def table(columns: dict[str, dict[str, float]]) -> str:
-    return pd.DataFrame(columns).to_string(float_format="{:,.1f}".format, na_rep="")
-
-
 def summary(cost: Estimate, gpu: str, measured: bool) -> str:
-    """Return the estimate as text for the terminal."""
+    form = {"float_format": "{:,.1f}".format, "na_rep": ""}
+    memory = pd.DataFrame(cost.memory_bytes) / GIB
+    memory.loc["sum"] = memory.sum()
     advice = "NO: lower rollout.gpu_memory_utilization or actor.ppo_max_token_len_per_gpu, or offload"
     return f"""{cost.parameters / 1e9:.2f} billion parameters, {cost.steps:,} steps
 
-{table(cost.scenarios)}
+{pd.DataFrame(cost.scenarios).to_string(**form)}
 utilization: {"measured" if measured else "assumed"}
 
 GiB per GPU, by phase:
-{table(cost.memory)}
-needed: {cost.needed_gib:.1f} GiB of {GPUS[gpu].gib}
+{memory.to_string(**form)}
+needed, including what lies outside torch: {cost.needed_bytes / GIB:.1f} of {GPUS[gpu].gib} GiB
 fits: {"yes" if cost.fits else advice}
+checkpoints: {cost.checkpoint_bytes / 1e9:.1f} GB"""
 
-checkpoints: {cost.checkpoints_gb:.1f} GB"""
 
-
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help=f"one of {', '.join(config_names())}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, which win over the file")
@@ -209,7 +202,6 @@ def main() -> int:
     measured = read_measured(args.measured, args.gpu) if args.measured else None
     cost = estimate(compose(args.config, args.overrides, "cuda"), args.gpu, args.gpus, measured)
     print(json.dumps(asdict(cost), indent=2) if args.json else summary(cost, args.gpu, bool(measured)))
-    return 0
 
 
 if __name__ == "__main__":

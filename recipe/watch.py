@@ -45,7 +45,6 @@ def read_config(folder: Path) -> DictConfig:
 
 
 def headline(folder: Path, config: DictConfig, by_step: dict[int, dict]) -> str:
-    """Return step, rate, time left, whether the run is alive and where, and the last complete checkpoint."""
     total, holder, last = config.trainer.total_training_steps, lock_holder(folder), max(by_step, default=0)
     seconds = [step_seconds(metrics) for metrics in by_step.values() if has_training(metrics)]
     parts = [f"step {last} of {total or '?'}" if by_step else "no metrics yet"]
@@ -59,7 +58,6 @@ def headline(folder: Path, config: DictConfig, by_step: dict[int, dict]) -> str:
 
 
 def table(by_step: dict[int, dict], config: DictConfig) -> Table:
-    """Tabulate the quantities and validation sets."""
     shown = Table("quantity", box=None, pad_edge=False)
     for title in ("step", "value", f"mean of {SMOOTHED_STEPS}", "paper"):
         shown.add_column(title, justify="right")
@@ -76,7 +74,6 @@ def table(by_step: dict[int, dict], config: DictConfig) -> Table:
 
 
 def view(folder: Path, config: DictConfig, by_step: dict[int, dict]) -> Group:
-    """Return everything that is shown of a run."""
     messages = [f"{WARNING}{message}" for message in warnings(by_step, config)]
     if (hidden := len(messages) - WARNINGS_SHOWN) > 0:
         messages = [f"{hidden} earlier warnings are in {folder / 'train.log'}", *messages[hidden:]]

@@ -28,10 +28,9 @@ QUANTITIES = {  # verl's key, a label with its unit, a number format
 
 
 class Rule(NamedTuple):
-    """What it may mean that a quantity's mean is below or above its bounds.
+    """What it may mean that a quantity's mean is outside the paper's band or, given `limits`, those of every run.
 
-    Without `limits`, which hold for every run, the bounds are the paper's band. With `after_health`, runs outside the
-    paper's may start beyond the limits: the demo's tiny model starts with an entropy of 0.26, which is no collapse.
+    With `after_health`, other runs than the paper's may start outside: the demo's entropy starts at 0.26.
     """
 
     quantity: str
@@ -42,12 +41,11 @@ class Rule(NamedTuple):
 
 
 # The limits are this project's. Entropy stays above 1.0 in the paper's runs, and is 0.5-0.6 with an over-long penalty.
-COLLAPSE = "collapsing, as in the paper's arms with an over-long penalty?"
 RULES = (
     Rule("reward", "has learning stopped, do data, prompt or reward differ?", "is the reward too generous?"),
     Rule("length", "are responses losing their reasoning?", "are responses running away, or repeating themselves?"),
     Rule("entropy", "is exploration narrowing?", "is the policy turning into noise?"),
-    Rule("entropy", COLLAPSE, "", (0.6, math.inf), after_health=True),
+    Rule("entropy", "collapsing, as with the paper's over-long penalty?", "", (0.6, math.inf), after_health=True),
     Rule("truncated", "", "most responses are cut off before their answer, and score as incorrect", (0, 0.5)),
     Rule("unscored", "", "most responses are cut off, have no box, or cannot be judged by the reward", (0, 0.5)),
 )
