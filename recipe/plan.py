@@ -177,7 +177,7 @@ def summary(cost: Estimate, gpu: str, measured: bool) -> str:
     form = {"float_format": "{:,.1f}".format, "na_rep": ""}
     memory = pd.DataFrame(cost.memory_bytes) / GIB
     memory.loc["sum"] = memory.sum()
-    advice = "NO: lower rollout.gpu_memory_utilization or actor.ppo_max_token_len_per_gpu, or offload"
+    advice = "no; lower rollout.gpu_memory_utilization or actor.ppo_max_token_len_per_gpu, or offload"
     return f"""{cost.parameters / 1e9:.2f} billion parameters, {cost.steps:,} steps
 
 {pd.DataFrame(cost.scenarios).to_string(**form)}
