@@ -1,7 +1,7 @@
-"""Which attention kernel a run trains with, decided before it starts and written into its config.
+"""Which attention kernel a run trains with, chosen before it starts and written into its config.
 
-The kernels round differently and compute the same function, so the choice is free for `recipe.check`. Imports neither
-torch nor flash-attn: on a machine with flash-attn a child process tries it, since a build for another torch only fails
+The kernels round differently and compute the same function, so `recipe.check` accepts any of them. Imports neither
+torch nor flash-attn: where flash-attn is installed a child process tries it, since a build for another torch fails only
 when it is imported.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 KEY = "actor_rollout_ref.model.override_config._attn_implementation"
-PACKED = "packed"  # what the configs say: the best kernel that the machine has
+PACKED = "packed"  # what the configs set: the best kernel that the machine has
 FLASH_ATTN, TORCH, REFERENCE = f"{PACKED}_flash_attn", f"{PACKED}_torch", f"{PACKED}_reference"
-TRANSFORMERS_FLASH = "flash_attention_2"  # transformers' own way to flash-attn, and verl's default
+TRANSFORMERS_FLASH = "flash_attention_2"  # flash-attn through transformers, verl's default
 NAMES = (PACKED, FLASH_ATTN, TORCH, REFERENCE)
 IMPORT_SECONDS = 300  # for a child process that imports torch from a slow disk
 
@@ -39,14 +39,20 @@ def flash_attn_problem() -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS)
     except subprocess.TimeoutExpired:
         return f"flash-attn took more than {IMPORT_SECONDS} s to import"
-    reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-    return f"flash-attn cannot be imported: {reason[0]}" if done.returncode else ""
+    reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+    return f"flash-attn cannot be imported: {reason}" if done.returncode else ""
 
 
 def requested(config: DictConfig) -> str:
-    """Return the attention that a composed config names; verl's own key for it, `attn_implementation`, wins."""
+    """Return the attention that a composed config sets; verl's own key for it, `attn_implementation`, wins."""
     override = config.actor_rollout_ref.model.override_config
     return override.get("attn_implementation") or override.get("_attn_implementation") or TRANSFORMERS_FLASH
+
+
+def chosen(config: DictConfig) -> str:
+    """Return the kernel that a composed config leads to on its device."""
+    kernel = requested(config)
+    return choose(config.trainer.device) if kernel == PACKED else kernel
 
 
 def has_varlen() -> bool:
@@ -56,47 +62,39 @@ def has_varlen() -> bool:
 
 
 def beside_flash_attn(config: DictConfig) -> str:
-    """Return what a config's attention is beside the paper's `flash_attention_2`: the same, or a description."""
-    asked = requested(config)
-    kernel = choose(config.trainer.device) if asked == PACKED else asked
+    """Return the paper's `flash_attention_2` if a config's kernel is flash-attn, else a description of its kernel."""
+    kernel = chosen(config)
     return TRANSFORMERS_FLASH if kernel in (FLASH_ATTN, TRANSFORMERS_FLASH) else describe(kernel)
 
 
 def settle(config: DictConfig) -> str:
-    """Put the kernel in place of `packed` in a composed config, and return a line that says which and why."""
-    asked = requested(config)
-    kernel = choose(config.trainer.device) if asked == PACKED else asked
+    """Replace `packed` in a composed config by the kernel; return a description of it and why it was chosen."""
+    kernel = chosen(config)
+    why = f" ({flash_attn_problem()})" if requested(config) == PACKED and kernel == TORCH else ""
     with open_dict(config):
         config.actor_rollout_ref.model.override_config.pop("attn_implementation", None)
         config.actor_rollout_ref.model.override_config._attn_implementation = kernel
-    why = f" ({flash_attn_problem()})" if (asked, kernel) == (PACKED, TORCH) else ""
     return describe(kernel) + why
 
 
 def check(config: DictConfig) -> None:
-    """Raise a ValueError of one line if the attention that a config names cannot run on its device."""
-    asked, model, device = requested(config), config.actor_rollout_ref.model, config.trainer.device
-    if asked == TRANSFORMERS_FLASH and (device == "cpu" or flash_attn_problem()):
-        why = "it needs a GPU" if device == "cpu" else flash_attn_problem()
-        raise ValueError(f"{KEY}={asked}: {why}; use {PACKED}, which takes what the machine has")
-    if device == "cuda" and asked in (PACKED, TORCH) and not has_varlen():
-        raise ValueError(
-            f"the installed torch {version('torch')} has no FlashAttention over packed sequences; take 2.10 on"
-        )
-    if not asked.startswith(PACKED):
-        return
-    if asked not in NAMES:
-        raise ValueError(f"{KEY}={asked}: use {', '.join(NAMES)}, or an attention of transformers")
-    if not model.use_remove_padding:
-        raise ValueError(f"{KEY}={asked} needs actor_rollout_ref.model.use_remove_padding=true")
-    if device == "cpu" and asked in (TORCH, FLASH_ATTN):
-        raise ValueError(f"{KEY}={asked} needs a GPU; on the CPU use {REFERENCE}")
-    if asked == FLASH_ATTN and (problem := flash_attn_problem()):
-        raise ValueError(f"{KEY}={asked}: {problem}; use {TORCH}")
+    """Raise ValueError if the attention that a config sets cannot run on its device."""
+    kernel, device = requested(config), config.trainer.device
+    advice = f"use {PACKED}, which takes the best kernel that the machine has"
+    if kernel.startswith(PACKED) and kernel not in NAMES:
+        raise ValueError(f"{KEY}={kernel}: use {', '.join(NAMES)}, or an attention of transformers")
+    if kernel in NAMES and not config.actor_rollout_ref.model.use_remove_padding:
+        raise ValueError(f"{KEY}={kernel} needs actor_rollout_ref.model.use_remove_padding=true")
+    if device == "cpu" and kernel in (FLASH_ATTN, TORCH, TRANSFORMERS_FLASH):
+        raise ValueError(f"{KEY}={kernel} needs a GPU; {advice}")
+    if kernel in (FLASH_ATTN, TRANSFORMERS_FLASH) and (problem := flash_attn_problem()):
+        raise ValueError(f"{KEY}={kernel}: {problem}; {advice}")
+    if device == "cuda" and kernel in (PACKED, TORCH) and not has_varlen():
+        raise ValueError(f"torch {version('torch')} has no FlashAttention over packed sequences; use 2.10 or newer")
 
 
 def describe(kernel: str) -> str:
-    """Return a kernel for people, such as "FlashAttention 2 of torch 2.11.0"."""
+    """Describe a kernel, such as "FlashAttention 2 of torch 2.11.0"."""
     if kernel == FLASH_ATTN:
         return f"flash-attn {version('flash_attn')}"
     if kernel == TORCH:
@@ -107,7 +105,6 @@ def describe(kernel: str) -> str:
 
 
 def version(package: str) -> str:
-    """Return an installed package's version, "?" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

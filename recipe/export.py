@@ -1,7 +1,7 @@
 """Export a checkpoint as a Hugging Face model: python -m recipe.export outputs/demo [--step N]
 
-Prints the exported folder, `<run>/export/step_<N>`; one that is there is kept. verl's model merger does the
-work and saves bfloat16 weights.
+Prints the exported folder, `<run>/export/step_<N>`, and keeps it if it is newer than the checkpoint. verl's model
+merger does the work and saves bfloat16 weights.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common.command import Failure
 from common.command import run as run_command
 from common.locks import run_lock
 from common.processes import end_with_parent
@@ -21,18 +22,17 @@ def export(run: Path, step: int | None) -> Path:
 
     Raises:
         ValueError: there is no such checkpoint, or another export of this run is in progress.
-        RuntimeError: verl's merger failed; its last lines are in the message.
+        Failure: verl's merger failed; its last lines are in the message.
     """
     steps = complete_checkpoints(run / "checkpoints")
     if not steps:
         raise ValueError(f"{run}: has no complete checkpoint to export")
-    if step is not None and step not in steps:
-        raise ValueError(f"{run}: has no complete checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     step = steps[-1] if step is None else step
-    target = run / "export" / f"step_{step}"
-    checkpoint = run / "checkpoints" / f"global_step_{step}"
-    made = target / "config.json"
-    if made.is_file() and made.stat().st_mtime > (checkpoint / "data.pt").stat().st_mtime:
+    if step not in steps:
+        raise ValueError(f"{run}: has no complete checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    checkpoint, target = run / "checkpoints" / f"global_step_{step}", run / "export" / f"step_{step}"
+    exported = target / "config.json"
+    if exported.is_file() and exported.stat().st_mtime > (checkpoint / "data.pt").stat().st_mtime:
         return target
     with run_lock(target.parent):
         aside = target.with_name(f".{target.name}")
@@ -41,23 +41,18 @@ def export(run: Path, step: int | None) -> Path:
         command += ["--local_dir", str(checkpoint / "actor"), "--target_dir", str(aside)]
         done = subprocess.run(command, capture_output=True, text=True, preexec_fn=end_with_parent)
         if done.returncode:
-            raise RuntimeError("verl's model merger failed:\n" + "\n".join(done.stderr.splitlines()[-5:]))
+            raise Failure("verl's model merger failed:\n" + "\n".join(done.stderr.splitlines()[-5:]))
         shutil.rmtree(target, ignore_errors=True)  # of a checkpoint that was trained again since
         aside.replace(target)
     return target
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run, outputs/<experiment>")
     parser.add_argument("--step", type=int, help="default: the newest complete checkpoint")
     args = parser.parse_args()
-    try:
-        print(export(args.run, args.step))
-    except RuntimeError as error:
-        print(f"recipe.export: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(export(args.run, args.step))
 
 
 if __name__ == "__main__":

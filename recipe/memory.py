@@ -1,8 +1,8 @@
 """The memory of a GPU during a step, by phase and part: a model of what verl 0.9.1 allocates, read in its source.
 
 FSDP shards fp32 weights, gradients and Adam's moments over all GPUs and computes in bf16, gradients are checkpointed,
-log-probabilities and entropy are taken in blocks, and vLLM sleeps while the model is trained. `docs/gpu.md` says which
-parts were compared with a measurement.
+log-probabilities and entropy are computed in blocks, and vLLM sleeps while the model is trained. `docs/gpu.md` lists
+the parts that were compared with a measurement.
 """
 
 import json
@@ -23,123 +23,98 @@ OUTSIDE = 3 * GIB  # assumed: CUDA contexts, NCCL, what a sleeping vLLM keeps
 
 
 def model_shape(path: str | None) -> dict:
-    """Return the config of a known hub id or of a local Qwen2.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return the config of a known hub id or of a local Qwen2; ValueError if it is neither."""
     file = Path(path or "") / "config.json"
     if not file.is_file() and path in BACKBONES:
         return BACKBONES[path]["shape"]
     try:
         shape = {"tie_word_embeddings": False} | (json.loads(file.read_text()) if file.is_file() else {})
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: no JSON ({error}); fetch the model again") from error
+        raise ValueError(f"{file}: not JSON ({error}); fetch the model again") from error
     if shape.get("model_type") != "qwen2" or BACKBONE.keys() - shape.keys():
         raise ValueError(
-            f"actor_rollout_ref.model.path={path}: no folder of a Qwen2, and none of {', '.join(BACKBONES)}"
+            f"actor_rollout_ref.model.path={path}: not a folder of a Qwen2; use one, or {' or '.join(BACKBONES)}"
         )
     return shape
 
 
-def key_value_size(shape: dict) -> int:
-    """Return how many numbers a layer's keys have for a token, and its values as well."""
+def key_size(shape: dict) -> int:
+    """Return the numbers per token in one layer's keys; its values have as many."""
     return shape["hidden_size"] // shape["num_attention_heads"] * shape["num_key_value_heads"]
 
 
+def token_bytes(shape: dict) -> int:
+    """Return the bytes per token in the KV cache: keys and values of all layers, in bf16."""
+    return 2 * 2 * shape["num_hidden_layers"] * key_size(shape)
+
+
 def layer_parameters(shape: dict) -> int:
-    """Return the parameters of one layer: attention with its biases, MLP, two norms."""
-    wide, narrow = shape["hidden_size"], key_value_size(shape)
-    return 2 * wide * (wide + narrow) + 3 * wide * shape["intermediate_size"] + 3 * wide + 2 * narrow
+    """Count the parameters of a layer: attention with its biases, MLP, two norms."""
+    hidden, keys = shape["hidden_size"], key_size(shape)
+    return 2 * hidden * (hidden + keys) + 3 * hidden * shape["intermediate_size"] + 3 * hidden + 2 * keys
 
 
 def parameters(shape: dict, tables: int | None = None) -> int:
-    """Return all parameters, or those with a given number of tables of the vocabulary's size."""
-    tables, wide = tables or (1 if shape["tie_word_embeddings"] else 2), shape["hidden_size"]
-    return shape["num_hidden_layers"] * layer_parameters(shape) + wide + tables * shape["vocab_size"] * wide
+    """Count all parameters, or those with a given number of tables of the vocabulary's size."""
+    tables, hidden = tables or (1 if shape["tie_word_embeddings"] else 2), shape["hidden_size"]
+    return shape["num_hidden_layers"] * layer_parameters(shape) + hidden + tables * shape["vocab_size"] * hidden
 
 
 def phases(config: DictConfig, shape: dict, gpu_bytes: float, gpus: int) -> dict[str, dict[str, float]]:
-    """Return phase to part to bytes on one GPU; each phase's sum is its peak.
+    """Estimate phase to part to bytes on one GPU; the sum of a phase is its peak.
 
-    Args:
-        shape: of the model, as `model_shape` gives it.
-        gpu_bytes: memory of a GPU, of which the rollout takes its share.
-        gpus: over all nodes.
+    `gpu_bytes` is the memory of one GPU, `gpus` their number over all nodes.
     """
-    ref = config.actor_rollout_ref
-    actor, fsdp = ref.actor, ref.actor.fsdp_config
-    in_host = bool(fsdp.offload_policy)  # weights, gradients and moments stay in the host's memory, in the update too
-    count, table = parameters(shape), shape["vocab_size"] * shape["hidden_size"]
+    rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
+    fsdp, tokens = actor.fsdp_config, actor.ppo_max_token_len_per_gpu
+    hidden, mlp, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    table, logits = shape["vocab_size"] * hidden, tokens * shape["vocab_size"]
     sharded_over = fsdp.fsdp_size if 0 < fsdp.fsdp_size < gpus else gpus
-    shard = 0.0 if in_host else 4 * count / sharded_over  # fp32
-    moments = 2 * shard
-    tokens = actor.ppo_max_token_len_per_gpu
-    wide, layers, logits = shape["hidden_size"], shape["num_hidden_layers"], shape["vocab_size"]
-    entropy = BLOCK_COPIES * 4 * ENTROPY_ROWS * logits
+    # With this policy weights, gradients and moments stay in the host's memory, in the update too.
+    weights = 0.0 if fsdp.offload_policy else 4 * parameters(shape) / sharded_over  # fp32
+    # On one GPU FSDP 1 does not free the weights that it offloads: its modules keep views of them.
+    keeps_weights = not fsdp.param_offload or (gpus == 1 and actor.strategy == "fsdp")
+    resting = {
+        "weights": weights if keeps_weights else 0.0,
+        "optimizer": 0.0 if fsdp.optimizer_offload else 2 * weights,
+    }
     # In bf16: FSDP's root, the vocabulary's tables, which stays gathered, two layers, the output table's gradient.
     gathered = 2 * (parameters(shape) - (layers - 2) * layer_parameters(shape)) + 2 * table
-    checkpoints = 2 * tokens * wide * layers
-    rollout = 2 * count / ref.rollout.tensor_model_parallel_size
-    # On one GPU FSDP 1 does not free the weights that it offloads (its modules keep views of them).
-    kept = shard if not fsdp.param_offload or (gpus == 1 and actor.strategy == "fsdp") else 0.0
-    resting = {"weights": kept, "optimizer": 0.0 if fsdp.optimizer_offload else moments}
-    training = {"weights": shard, "gradients": shard, "optimizer": moments, "gathered weights": gathered}
+    computing = {"weights": weights, "gathered weights": gathered}
+    served = 2 * parameters(shape) / rollout.tensor_model_parallel_size
+    # A layer's own activations and the logits with their gradient never coexist: the larger counts.
+    layer_or_logits = max(4 * logits + BLOCK_COPIES * LOG_PROBS_BLOCK, 2 * tokens * (17 * hidden + 6 * mlp))
     return {
-        "update": training
-        | {
-            # A layer's own activations and the logits never coexist: whichever is more.
-            "activations": checkpoints + 4 * tokens * wide,
-            "logits and their gradient": max(
-                4 * tokens * logits + BLOCK_COPIES * LOG_PROBS_BLOCK,
-                2 * tokens * (17 * wide + 6 * shape["intermediate_size"]),
-            ),
-        },
-        "old log-probs": {
-            "weights": shard,
-            "optimizer": resting["optimizer"],
-            "gathered weights": gathered,
-            "activations": 2 * tokens * (17 * wide + 3 * shape["intermediate_size"]),
-            "logits": 2 * tokens * logits + entropy,
-        },
+        "update": computing
+        | {"gradients": weights, "optimizer": 2 * weights}
+        | {"activations": 2 * tokens * hidden * (layers + 2), "logits and their gradient": layer_or_logits},
+        "old log-probs": computing
+        | {"optimizer": resting["optimizer"], "activations": 2 * tokens * (17 * hidden + 3 * mlp)}
+        | {"logits": 2 * logits + BLOCK_COPIES * 4 * ENTROPY_ROWS * shape["vocab_size"]},
         "weight transfer": resting
-        | {"weights": shard, "copies": shard + 4 * table, "rollout weights": rollout, "bucket": BUCKET},
+        | {"weights": weights, "copies": weights + 4 * table, "rollout weights": served, "bucket": BUCKET},
         "generation": resting
-        | {
-            "rollout weights": rollout,
-            "rollout workspace": WORKSPACE,
-            "KV cache": ref.rollout.gpu_memory_utilization * gpu_bytes - rollout - WORKSPACE,
-        },
+        | {"rollout weights": served, "rollout workspace": WORKSPACE}
+        | {"KV cache": rollout.gpu_memory_utilization * gpu_bytes - served - WORKSPACE},
     }
 
 
-def needed(found: dict[str, dict[str, float]]) -> float:
-    """Return the bytes that a GPU must have for every phase, what lies outside torch included."""
-    return OUTSIDE + max(sum(parts.values()) for parts in found.values())
+def needed(memory: dict[str, dict[str, float]]) -> float:
+    """Return the bytes that a GPU must have for every phase, including what lies outside torch."""
+    return OUTSIDE + max(sum(parts.values()) for parts in memory.values())
 
 
 def demand(config: DictConfig, gpus: int) -> dict[str, float]:
-    """Return what a run asks of each of its GPUs, whatever their size.
+    """Return what a run requires of each of its GPUs, whatever their size.
 
-    Returns:
-        `share`, of the memory, which the rollout takes; `beside`, the bytes that stay beside it; `training`, the bytes
-        at the peak of the other phases. The last two are 0 for a model whose shape is not known.
+    `share` is the fraction of memory that the rollout takes, `beside` the bytes that stay beside it, `training` the
+    peak of the other phases in bytes. The last two are 0 for a model of unknown shape.
     """
     share = config.actor_rollout_ref.rollout.gpu_memory_utilization
     try:
-        found = phases(config, model_shape(config.actor_rollout_ref.model.path), 0.0, gpus)
+        memory = phases(config, model_shape(config.actor_rollout_ref.model.path), 0.0, gpus)
     except ValueError:
         return {"share": share, "beside": 0.0, "training": 0.0}
-    generation = found.pop("generation")
+    generation = memory.pop("generation")
     beside = OUTSIDE + generation["weights"] + generation["optimizer"]
-    return {"share": share, "beside": beside, "training": needed(found)}
-
-
-def cache_bytes(config: DictConfig, shape: dict) -> float:
-    """Return the bytes of keys and values of the longest sequence, which the cache must hold at least."""
-    return config.actor_rollout_ref.rollout.max_model_len * token_bytes(shape)
-
-
-def token_bytes(shape: dict) -> int:
-    """Return the bytes of keys and values of one token, in bf16 over all layers."""
-    return 2 * 2 * shape["num_hidden_layers"] * key_value_size(shape)
+    return {"share": share, "beside": beside, "training": needed(memory)}

@@ -307,7 +307,7 @@ def test_fp32_tensors_are_cast_as_autocast_would():
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Put a package flash_attn on the path whose import does what the test says."""
+    """Put a package flash_attn on the path whose import does what the test wants."""
     settings.flash_attn_problem.cache_clear()
 
     def write(source):
@@ -353,10 +353,18 @@ def test_verls_own_key_for_the_attention_wins():
             "cuda",
             "use packed, packed_flash_attn, packed_torch, packed_reference, or an",
         ),
-        ([f"{settings.KEY}=packed_torch"], "cpu", "needs a GPU; on the CPU use packed_reference"),
-        ([f"{settings.KEY}=packed_flash_attn"], "cuda", "flash-attn is not installed; use packed_torch"),
-        ([f"{settings.KEY}=flash_attention_2"], "cuda", "flash-attn is not installed; use packed, which takes what"),
-        ([f"{settings.KEY}=flash_attention_2"], "cpu", "it needs a GPU; use packed, which takes what"),
+        ([f"{settings.KEY}=packed_torch"], "cpu", "needs a GPU; use packed, which takes the best kernel"),
+        (
+            [f"{settings.KEY}=packed_flash_attn"],
+            "cuda",
+            "flash-attn is not installed; use packed, which takes the best",
+        ),
+        (
+            [f"{settings.KEY}=flash_attention_2"],
+            "cuda",
+            "flash-attn is not installed; use packed, which takes the best",
+        ),
+        ([f"{settings.KEY}=flash_attention_2"], "cpu", "needs a GPU; use packed, which takes the best kernel"),
         (
             ["actor_rollout_ref.model.use_remove_padding=false"],
             "cpu",

@@ -1,7 +1,8 @@
-"""What the export says before it starts; test_survival_slow.py exports for real."""
+"""Errors of the export; test_survival_slow.py exports for real."""
 
 import pytest
 
+from common.command import Failure
 from common.locks import run_lock
 from recipe.export import export
 from tests.test_checkpoints import checkpoint
@@ -25,6 +26,6 @@ def test_a_second_export_at_once_is_refused(tmp_path):
 @pytest.mark.slow
 def test_a_failed_merge_leaves_no_export(tmp_path):
     checkpoint(tmp_path / "checkpoints", 5)
-    with pytest.raises(RuntimeError, match="merger failed"):
+    with pytest.raises(Failure, match="merger failed"):
         export(tmp_path, 5)
     assert not list((tmp_path / "export").glob("step_*"))

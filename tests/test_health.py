@@ -23,7 +23,7 @@ HEALTHY = {"actor/entropy": 1.3, "critic/score/mean": 0.1, "response_length/mean
 
 
 def config(**changes):
-    """Return the paper's config, or with dotted keys changed."""
+    """Return the paper's config with some keys changed; "__" stands for a dot."""
     made = OmegaConf.create(PAPER)
     for key, value in changes.items():
         OmegaConf.update(made, key.replace("__", "."), value)
@@ -33,24 +33,24 @@ def config(**changes):
 DEMO = config(actor_rollout_ref__model__path="models/demo", data__max_response_length=64)
 
 
-def run(changes, steps=range(1001, 1061)):
-    """Return metrics by step: healthy ones of the paper's size, with `changes(step)` over them."""
+def run_metrics(changes, steps=range(1001, 1061)):
+    """Return healthy metrics by step, as of the paper's runs, updated with `changes(step)`."""
     return {step: STEP | HEALTHY | changes(step) for step in steps}
 
 
-def test_the_truncated_share_is_against_the_limit_not_the_longest_response_of_the_batch():
+def test_the_truncated_fraction_is_measured_against_the_limit_not_the_longest_response_of_the_batch():
     assert STEP["response_length/max"] == 25
     assert STEP["response_length/clip_ratio"] == pytest.approx(0.171875), "verl's figure, with a limit of 64"
     assert quantities(STEP, 64)["truncated"] == 0
     assert quantities(STEP, 25)["truncated"] == pytest.approx(0.171875)
 
 
-def test_a_validation_alone_has_no_training_quantities_and_null_is_no_number():
+def test_a_validation_alone_has_no_training_quantities_and_null_is_nan():
     assert quantities(REAL[0]["data"], 64) == {}
     assert math.isnan(quantities(STEP | {"actor/grad_norm": None}, 64)["gradient"])
 
 
-def test_the_papers_figures():
+def test_published_bands_and_scores():
     assert band("entropy", 2000) == (1.0, 2.4)
     assert band("length", 0) == (4000, 8000)
     assert band("length", 500) == (4000, 6500)
@@ -64,26 +64,26 @@ def test_the_papers_figures():
 @pytest.mark.parametrize(
     ("name", "published"), [("justrl_deepseek", 0.285), ("justrl_nemotron", 0.563), ("demo", None)]
 )
-def test_bands_are_for_the_shipped_papers_configs(name, published):
+def test_bands_apply_to_the_shipped_configs_of_the_paper(name, published):
     shipped = compose(name, [], "cuda")
     assert has_bands(shipped) == (published is not None)
     assert aime24(0, shipped) == published
 
 
-def test_bands_are_not_for_the_ablation_arms_or_other_lengths():
+def test_bands_do_not_apply_to_the_ablation_arms_or_other_lengths():
     assert has_bands(config())
     assert not has_bands(config(data__max_response_length=8192))
     assert not has_bands(config(reward__reward_kwargs__overlong_buffer_cfg__enable=True))
     assert not has_bands(config(reward__custom_reward_function__path="reward/robust.py"))
 
 
-def test_a_healthy_run_and_one_noisy_step_warn_of_nothing():
-    assert warnings(run(lambda step: {}), config()) == []
-    assert warnings(run(lambda step: {"actor/entropy": 0.2 if step == 1030 else 1.3}), config()) == []
+def test_neither_a_healthy_run_nor_one_noisy_step_warns():
+    assert warnings(run_metrics(lambda step: {}), config()) == []
+    assert warnings(run_metrics(lambda step: {"actor/entropy": 0.2 if step == 1030 else 1.3}), config()) == []
 
 
-def test_falling_entropy_warns_once_at_the_band_and_once_at_the_floor():
-    found = warnings(run(lambda step: {"actor/entropy": max(0.3, 1.3 - 0.02 * (step - 1000))}), config())
+def test_falling_entropy_warns_once_at_the_band_and_once_at_the_limit():
+    found = warnings(run_metrics(lambda step: {"actor/entropy": max(0.3, 1.3 - 0.02 * (step - 1000))}), config())
     assert len(found) == 2
     assert found[0].startswith(
         "step 1018: policy entropy (nats) 0.980, mean of 5, is below the paper's band, 1.000 to 2.4"
@@ -93,19 +93,19 @@ def test_falling_entropy_warns_once_at_the_band_and_once_at_the_floor():
     )
 
 
-def test_the_entropy_floor_is_for_every_run_that_starts_above_it():
-    assert warnings(run(lambda step: {"actor/entropy": 0.25}), DEMO) == [], "the demo starts at 0.26"
-    found = warnings(run(lambda step: {"actor/entropy": 0.9 if step < 1030 else 0.3}), DEMO)
+def test_the_entropy_limit_applies_to_every_run_that_starts_above_it():
+    assert warnings(run_metrics(lambda step: {"actor/entropy": 0.25}), DEMO) == [], "the demo starts at 0.26"
+    found = warnings(run_metrics(lambda step: {"actor/entropy": 0.9 if step < 1030 else 0.3}), DEMO)
     assert [line.split(":")[0] for line in found] == ["step 1032"]
 
 
-def test_a_warning_comes_again_only_after_a_whole_window_of_health():
+def test_a_warning_returns_only_after_a_full_window_within_the_bounds():
     def jump(back_for):
         return lambda step: {"response_length/mean": 4500.0 if 1030 <= step < 1030 + back_for else 7000.0}
 
-    assert len(warnings(run(jump(0)), config())) == 1
-    assert len(warnings(run(jump(6)), config())) == 1, "in the band, but not for as long as is averaged over"
-    found = warnings(run(jump(20)), config())
+    assert len(warnings(run_metrics(jump(0)), config())) == 1
+    assert len(warnings(run_metrics(jump(6)), config())) == 1, "in the band, but for less than a window of means"
+    found = warnings(run_metrics(jump(20)), config())
     assert [line.split(":")[0] for line in found] == ["step 1005", "step 1051"]
     assert "above the paper's band, 4,000 to 5,000: are responses running" in found[0]
 
@@ -119,7 +119,7 @@ def test_a_warning_comes_again_only_after_a_whole_window_of_health():
         ),
         (
             {"critic/score/mean": None},
-            "step 1005: mean reward is no number: see the log",
+            "step 1005: mean reward is not a number; see the log",
         ),
         (
             {"response_length/mean": 900.0},
@@ -127,30 +127,30 @@ def test_a_warning_comes_again_only_after_a_whole_window_of_health():
         ),
         (
             {"response_length/max": 15360.0, "response_length/clip_ratio": 0.7},
-            "step 1005: share of responses truncated 0.700, mean of 5, is above the limit of 0.500: most",
+            "step 1005: fraction of responses truncated 0.700, mean of 5, is above the limit of 0.500: most",
         ),
         (
             {"reward/pred_empty": 0.6, "reward/crashed": 0.2},
-            "step 1005: share of responses unscored 0.800, mean of 5, is above the limit of 0.500: most",
+            "step 1005: fraction of responses unscored 0.800, mean of 5, is above the limit of 0.500: most",
         ),
     ],
 )
 def test_each_drift_is_one_warning_with_value_step_and_bounds(changes, text):
-    found = warnings(run(lambda step: changes), config())
+    found = warnings(run_metrics(lambda step: changes), config())
     assert len(found) == 1
     assert text in found[0]
 
 
-def test_truncated_and_unscored_are_for_every_run_and_bands_are_not():
+def test_truncated_and_unscored_apply_to_every_run_and_bands_do_not():
     changes = {
         "critic/score/mean": -1.0,
         "response_length/clip_ratio": 0.9,
         "response_length/max": 64.0,
         UNSCORED[0]: 0.9,
     }
-    assert [line.split(": ")[1][:16] for line in warnings(run(lambda step: changes), DEMO)] == [
-        "share of respons",
-        "share of respons",
+    assert [line.split(": ")[1][:16] for line in warnings(run_metrics(lambda step: changes), DEMO)] == [
+        "fraction of resp",
+        "fraction of resp",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: one switch, one id for a run however often it is started."""
+"""Weights & Biases: one switch, one id for a run however often it is started; TensorBoard after a resume."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def config():
-    """A config with the loggers of justrl.yaml."""
+    """Make a config with the loggers of justrl.yaml."""
     return OmegaConf.create({"trainer": {"logger": ["console", "file", "tensorboard"]}})
 
 
@@ -25,7 +25,7 @@ def test_without_the_switch_nothing_changes(config, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_switch_adds_the_logger_and_a_lasting_id(config, tmp_path, monkeypatch):
+def test_the_switch_adds_the_logger_and_a_permanent_id(config, tmp_path, monkeypatch):
     monkeypatch.setenv("JUSTRL_WANDB", "offline")
     use_wandb(config)
     use_wandb(config)

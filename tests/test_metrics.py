@@ -8,7 +8,7 @@ from recipe.monitor.metrics import StepLines, validation_accuracy
 METRICS = {"critic/score/mean": 0.25, "response_length/mean": 23.4, "actor/entropy": 0.126, "timing_s/step": 8.0}
 
 
-def test_a_line_a_step_with_the_time_left():
+def test_a_line_per_step_with_the_time_left():
     lines = StepLines(total_steps=20)
     line = lines.line(10, METRICS | {"val-core/demo/acc/mean@4": 0.5, "val-core/demo/acc/best@4/mean": 0.9})
     assert line == "  step   10/20  reward +0.250  length 23  entropy 0.126  8.0 s/step  80 s left  val acc 0.500"

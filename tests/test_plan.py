@@ -1,8 +1,9 @@
-"""The plan reproduces the paper's run, scales as it should, and says in one line what it cannot plan."""
+"""The estimate reproduces the paper's run and scales as it should; wrong use is one line."""
 
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import cache
 
 import pytest
@@ -13,11 +14,12 @@ from recipe.memory import GIB, model_shape, parameters, phases
 from recipe.paper import BACKBONES
 from recipe.plan import (
     GPUS,
+    Estimate,
     Lengths,
     Utilization,
+    estimate,
     gpu_type,
     ideal_seconds,
-    plan,
     read_measured,
     step_seconds,
     utilization,
@@ -31,38 +33,38 @@ def composed(name: str):
     return compose(name, [], "cuda")
 
 
-def planned(gpus: int, gpu: str, *overrides: str, name: str = "justrl_deepseek") -> dict:
-    return plan(OmegaConf.merge(composed(name), OmegaConf.from_dotlist(list(overrides))), gpu, gpus)
+def planned(gpus: int, gpu: str, *overrides: str, name: str = "justrl_deepseek") -> Estimate:
+    return estimate(OmegaConf.merge(composed(name), OmegaConf.from_dotlist(list(overrides))), gpu, gpus)
 
 
 def expected_seconds(*args, **kwargs) -> float:
-    return planned(*args, **kwargs)["seconds per step"]["expected"]
+    return planned(*args, **kwargs).scenarios["expected"]["seconds per step"]
 
 
 def test_paper_is_reproduced():
-    found = planned(32, "A800-80GB")
-    assert found["seconds per step"]["expected"] == pytest.approx(296, rel=0.01)
-    assert found["days"]["expected"] == pytest.approx(15, rel=0.01)
-    assert found["GPU hours"]["expected"] == pytest.approx(11_500, rel=0.01)
+    expected = planned(32, "A800-80GB").scenarios["expected"]
+    assert expected["seconds per step"] == pytest.approx(296, rel=0.01)
+    assert expected["days"] == pytest.approx(15, rel=0.01)
+    assert expected["GPU hours"] == pytest.approx(11_500, rel=0.01)
 
 
 @pytest.mark.parametrize("gpu", [name for name, gpu in GPUS.items() if gpu.gib > 70])
 @pytest.mark.parametrize("gpus", [8, 32])
 @pytest.mark.parametrize("name", ["justrl_deepseek", "justrl_nemotron"])
 def test_shipped_configs_fit_and_the_range_holds_the_estimate(name, gpus, gpu):
-    found = planned(gpus, gpu, name=name)
-    assert found["fits"]
-    assert found["needed, GiB"] <= GPUS[gpu].gib
-    assert found["memory, GiB"]["generation"]["KV cache"] > 20
-    low, middle, high = (found["days"][key] for key in ("low", "expected", "high"))
+    cost = planned(gpus, gpu, name=name)
+    assert cost.fits
+    assert cost.needed_bytes / GIB <= GPUS[gpu].gib
+    assert cost.memory_bytes["generation"]["KV cache"] / GIB > 20
+    low, middle, high = (cost.scenarios[key]["days"] for key in ("low", "expected", "high"))
     assert low < middle < high
 
 
-def test_one_gpu_fits_only_with_offload_and_a_smaller_share():
-    assert not planned(1, "H100-80GB")["fits"]
+def test_one_gpu_fits_only_with_offload_or_a_smaller_rollout():
+    assert not planned(1, "H100-80GB").fits
     offload = [f"actor_rollout_ref.actor.fsdp_config.{part}_offload=true" for part in ("param", "optimizer")]
-    assert planned(1, "H100-80GB", *offload)["fits"]
-    assert planned(1, "H100-80GB", "actor_rollout_ref.rollout.gpu_memory_utilization=0.7")["fits"]
+    assert planned(1, "H100-80GB", *offload).fits
+    assert planned(1, "H100-80GB", "actor_rollout_ref.rollout.gpu_memory_utilization=0.7").fits
 
 
 def test_scaling():
@@ -76,7 +78,7 @@ def test_scaling():
 
 
 def test_checkpoints_on_disk():
-    whole = parameters(SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]) * 12 / 1e9
+    one = parameters(SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]) * 12 / 1e9
     kept = {
         "": 5,
         "trainer.max_actor_ckpt_to_keep=null": 87,
@@ -84,8 +86,7 @@ def test_checkpoints_on_disk():
         "trainer.save_freq=-1": 0,
     }
     for override, count in kept.items():
-        found = planned(8, "H200", *override.split())
-        assert found["checkpoints, GB"] == pytest.approx(count * whole)
+        assert planned(8, "H200", *override.split()).checkpoint_bytes / 1e9 == pytest.approx(count * one)
 
 
 def test_backbones_have_the_published_numbers_of_parameters():
@@ -113,20 +114,20 @@ def test_every_preset_fits_the_machine_that_it_is_named_after():
         for name in ("justrl_deepseek", "justrl_nemotron"):
             config = compose(name, [f"+hardware={preset}"], "cuda")
             assert config.trainer.nnodes * config.trainer.n_gpus_per_node == gpus
-            assert plan(config, gpu, gpus)["fits"], preset
+            assert estimate(config, gpu, gpus).fits, preset
 
 
 @pytest.mark.parametrize(
     ("gpus", "phase", "gigabytes"),
     [(1, "update", 54), (8, "update", 29.5), (1, "weight transfer", 34.1), (8, "weight transfer", 11)],
 )
-def test_the_memory_of_a_phase_is_what_a_reading_of_verl_by_hand_gave(gpus, phase, gigabytes):
+def test_the_memory_of_a_phase_matches_a_sum_by_hand(gpus, phase, gigabytes):
     """1.78 billion parameters, 32,768 tokens, nothing offloaded; summed by hand from verl 0.9.1's source."""
     found = phases(composed("justrl_deepseek"), SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"], 80 * GIB, gpus)
     assert sum(found[phase].values()) / 1e9 == pytest.approx(gigabytes, rel=0.1)
 
 
-def test_offloading_moves_what_it_says():
+def test_offloading_moves_what_it_names():
     shape = SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
 
     def parts(*overrides, gpus=8):
@@ -135,7 +136,7 @@ def test_offloading_moves_what_it_says():
     fsdp = "actor_rollout_ref.actor.fsdp_config"
     offloaded = parts(f"{fsdp}.param_offload=true", f"{fsdp}.optimizer_offload=true")
     assert (offloaded["generation"]["weights"], offloaded["generation"]["optimizer"]) == (0, 0)
-    assert offloaded["update"] == parts()["update"], "they are back for the update"
+    assert offloaded["update"] == parts()["update"], "they return for the update"
     alone = parts(f"{fsdp}.param_offload=true", gpus=1)
     assert alone["generation"]["weights"] > 7e9, "FSDP 1 on one GPU keeps them"
     in_host = parts("+hardware=one_24gb", gpus=1)
@@ -143,7 +144,7 @@ def test_offloading_moves_what_it_says():
 
 
 def test_measured_utilizations_take_the_place_of_assumed_ones(tmp_path):
-    """A step that took what the plan expects, at one length for all responses, gives the plan's utilizations back."""
+    """A step that took what is estimated, at one length for all responses, gives the utilizations back."""
     config, shape = composed("justrl_deepseek"), SHAPES["deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"]
     ideal = ideal_seconds(config, shape, GPUS["H100-80GB"], Lengths(32, 15360, 15360, 15360**2), 40 * GIB)
     reached = Utilization(generation=0.25, training=0.4)
@@ -152,8 +153,8 @@ def test_measured_utilizations_take_the_place_of_assumed_ones(tmp_path):
     path = tmp_path / "long.json"
     path.write_text(json.dumps({"gpu": "H100-80GB", "utilization": found._asdict()}))
     assumed = planned(8, "H100-80GB")
-    measured = plan(compose("justrl_deepseek", [], "cuda"), "H100-80GB", 8, read_measured(path, "H100-80GB"))
-    spread = [found["days"]["high"] / found["days"]["low"] for found in (assumed, measured)]
+    measured = estimate(compose("justrl_deepseek", [], "cuda"), "H100-80GB", 8, read_measured(path, "H100-80GB"))
+    spread = [cost.scenarios["high"]["days"] / cost.scenarios["low"]["days"] for cost in (assumed, measured)]
     assert spread[1] < spread[0] / 1.5, "what is measured is no reason for a range"
     with pytest.raises(ValueError, match="was measured on H100-80GB, not H200"):
         read_measured(path, "H200")
@@ -162,7 +163,7 @@ def test_measured_utilizations_take_the_place_of_assumed_ones(tmp_path):
         read_measured(path, "H100-80GB")
 
 
-def test_gpus_are_known_by_nvmls_names():
+def test_gpu_types_are_found_by_nvml_names():
     assert gpu_type("NVIDIA H100 80GB HBM3") == "H100-80GB"
     assert gpu_type("NVIDIA A100-SXM4-80GB") == "A100-80GB"
     assert gpu_type("NVIDIA A800-SXM4-80GB") == "A800-80GB"
@@ -178,7 +179,10 @@ def test_gpus_are_known_by_nvmls_names():
         (["--gpus", "8", "--gpu", "V100"], "unknown GPU 'V100'; there are A800-80GB"),
         (["--gpus", "0", "--gpu", "H200"], "--gpus and trainer.total_training_steps must be at least 1"),
         (["--gpus", "3", "--gpu", "H200"], "does not divide by 3 ranks"),
-        (["--gpus", "8", "--gpu", "H200", "actor_rollout_ref.model.path=no/model"], "model.path=no/model: no folder"),
+        (
+            ["--gpus", "8", "--gpu", "H200", "actor_rollout_ref.model.path=no/model"],
+            "model.path=no/model: not a folder",
+        ),
         (["--gpus", "8", "--gpu", "H200", "data.max_respons_length=1"], "did you mean data.max_response_length?"),
     ],
 )
@@ -193,4 +197,4 @@ def test_wrong_use_is_one_line(arguments, message):
 def test_json():
     command = [sys.executable, "-m", "recipe.plan", "justrl_nemotron", "--gpus", "8", "--gpu", "H200", "--json"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert found == planned(8, "H200", name="justrl_nemotron")
+    assert found == asdict(planned(8, "H200", name="justrl_nemotron"))

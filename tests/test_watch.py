@@ -1,4 +1,4 @@
-"""The terminal view as a user runs it: once, followed in a terminal, and on folders that are no run."""
+"""The terminal view as a user runs it: once, followed in a terminal, and on folders that are not a run's."""
 
 import json
 import os
@@ -23,7 +23,7 @@ WATCH = [sys.executable, "-m", "recipe.watch"]
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run of 4 steps that has logged its validation before training and step 2, and saved step 2."""
+    """Make a run of 4 steps that has logged its validation before training and step 2, and saved step 2."""
     run = tmp_path / "tried"
     (run / "checkpoints").mkdir(parents=True)
     config = {"trainer": {"total_training_steps": 4}, "data": {"max_response_length": 64}}
@@ -45,10 +45,10 @@ def test_once_shows_values_checkpoint_and_that_nothing_runs(folder):
     rows = {line.split("  ")[0]: line.split()[-3:] for line in done.stdout.splitlines()}
     assert rows["mean reward"] == ["2", "-0.359", "-0.359"]
     assert rows["policy entropy (nats)"] == ["2", "0.245", "0.245"]
-    assert rows["share of responses truncated"] == ["2", "0.000", "0.000"]
+    assert rows["fraction of responses truncated"] == ["2", "0.000", "0.000"]
     assert rows["rollout-trainer mismatch (probability)"] == ["2", "0.00183", "0.00183"]
     assert rows["validation demo_arithmetic avg@4"] == ["2", "0.594", "0.453"]
-    assert watch(folder).stdout == done.stdout, "a pipe is no terminal, so nothing is followed"
+    assert watch(folder).stdout == done.stdout, "a pipe is not a terminal, so nothing is followed"
 
 
 def test_the_papers_run_has_bands_published_scores_and_warnings(folder):
@@ -65,7 +65,7 @@ def test_the_papers_run_has_bands_published_scores_and_warnings(folder):
     out = watch(folder).stdout
     assert "1.000 to 2.400" in out
     assert [line.split()[-4:] for line in out.splitlines() if "AIME24" in line] == [["6", "0.300", "0.300", "0.286"]]
-    assert out.count("warning: step 5: ") == 3, "entropy under band and floor, and length"
+    assert out.count("warning: step 5: ") == 3, "entropy below band and limit, and length"
 
 
 def test_only_the_newest_warnings_are_shown(folder):
@@ -80,12 +80,12 @@ def test_only_the_newest_warnings_are_shown(folder):
     ]
 
 
-def test_a_living_run_is_told_from_a_dead_one(folder):
+def test_a_live_run_is_told_from_a_dead_one(folder):
     with run_lock(folder):
         assert f"process {os.getpid()} on" in lock_holder(folder).text
         out = watch(folder).stdout
         assert f"running (process {os.getpid()} on" in out
-        assert "step 2 of 4, 7.1 s a step, 14 s left" in out
+        assert "step 2 of 4, 7.1 s/step, 14 s left" in out
         with pytest.raises(ValueError, match="in progress"), run_lock(folder):
             pass  # looking must not have released the lock
     assert lock_holder(folder) == (False, "")
@@ -93,7 +93,7 @@ def test_a_living_run_is_told_from_a_dead_one(folder):
     (folder / "run.lock").write_text("process 7 on elsewhere since 2026-01-01 00:00:00\n")
     assert "running (process 7 on elsewhere since" in watch(folder).stdout
     os.utime(folder / "run.lock", (1, 1))
-    assert "not running, ended without a word (process 7 on elsewhere since" in watch(folder).stdout
+    assert "not running, ended abnormally (process 7 on elsewhere since" in watch(folder).stdout
 
 
 def test_a_run_without_metrics_is_one_clear_line(folder):
@@ -111,7 +111,7 @@ def test_a_run_without_metrics_is_one_clear_line(folder):
         ("tests", "has no run's config.yaml, so none was started there"),
     ],
 )
-def test_what_is_no_run_is_one_line_and_status_2(path, message):
+def test_a_folder_that_is_not_a_runs_is_one_line_and_status_2(path, message):
     done = watch(path)
     assert done.returncode == 2
     assert message in done.stderr
@@ -129,7 +129,7 @@ def read_until(terminal, text, seconds=60):
     """Read from a terminal until `text` appears; fail if it does not."""
     seen, end = "", time.monotonic() + seconds
     while text not in seen:
-        assert time.monotonic() < end, f"waited in vain for {text!r} in {seen!r}"
+        assert time.monotonic() < end, f"no {text!r} in {seen!r}"
         if select.select([terminal], [], [], 1)[0]:
             seen += os.read(terminal, 65536).decode()
     return seen
@@ -137,7 +137,7 @@ def read_until(terminal, text, seconds=60):
 
 @pytest.fixture
 def followed(folder):
-    """The command, following the run in a terminal of its own, and that terminal."""
+    """Start the command, which follows the run in a terminal of its own, and return both."""
     ours, its = pty.openpty()
     env = os.environ | {"COLUMNS": "120", "LINES": "50", "TERM": "xterm"}
     # A new process group that takes interrupts, where the suite ignores them.
@@ -153,7 +153,7 @@ def followed(folder):
 
 
 def log_step(folder, step):
-    """Append a step's line, as a training does."""
+    """Append a step's metrics, as a run does."""
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": step, "data": json.loads(CASE.read_text().splitlines()[1])["data"]}) + "\n")
 

@@ -1,7 +1,4 @@
-"""The curves and figures that the paper published about its runs, beside which a run is shown.
-
-Bands hold for the paper's plain recipe on its two backbones, and for nothing else: `has_bands` decides.
-"""
+"""The published curves and figures of the paper's runs, to compare a run with."""
 
 from pathlib import Path
 
@@ -15,14 +12,14 @@ STEPS = {backbone["name"]: backbone["steps"] for backbone in paper.BACKBONES.val
 
 
 def backbone(config: DictConfig) -> str | None:
-    """Return "DeepSeek" or "Nemotron" if a composed config trains that one at the paper's length, else None."""
+    """Return "DeepSeek" or "Nemotron" if a composed config trains that backbone at the paper's length, else None."""
     known = paper.backbone(OmegaConf.select(config, "actor_rollout_ref.model.path") or "")
     same_length = OmegaConf.select(config, "data.max_response_length") == paper.stated("data.max_response_length")
     return paper.BACKBONES[known]["name"] if known and same_length else None
 
 
 def has_bands(config: DictConfig) -> bool:
-    """Return whether a composed config is the paper's plain recipe: its backbone and reward, and no penalty.
+    """Return whether a composed config is the paper's plain recipe, the only one that the bands apply to.
 
     The ablation arms change the reward, and their entropy is meant to fall.
     """
@@ -31,18 +28,18 @@ def has_bands(config: DictConfig) -> bool:
     return backbone(config) is not None and Path(reward).name == "justrl.py" and not penalty
 
 
+def interpolate(points: list[list[float]], step: int) -> tuple[float, ...]:
+    """Interpolate every column of points that begin with their step."""
+    steps, *columns = zip(*points, strict=True)
+    return tuple(float(np.interp(step, steps, column)) for column in columns)
+
+
 def band(quantity: str, step: int) -> tuple[float, float] | None:
-    """Return the paper's (low, high) of "entropy" (nats), "reward" or "length" (tokens) at a step; None of others."""
-    if quantity not in BANDS:
-        return None
-    steps, low, high = zip(*BANDS[quantity], strict=True)
-    return float(np.interp(step, steps, low)), float(np.interp(step, steps, high))
+    """Return the paper's (low, high) of "entropy" (nats), "reward" or "length" (tokens); None for other quantities."""
+    return interpolate(BANDS[quantity], step) if quantity in BANDS else None
 
 
 def aime24(step: int, config: DictConfig) -> float | None:
-    """Return the published AIME24 avg@32 (0 to 1) of a config's backbone at a step, None without one."""
-    points = AIME24.get(backbone(config), ())
-    if not points or step > points[-1][0]:
-        return None
-    steps, percent = zip(*points, strict=True)
-    return float(np.interp(step, steps, percent)) / 100
+    """Return the published AIME24 avg@32 (0 to 1) of a config's backbone; None if there is none for this step."""
+    points = AIME24.get(backbone(config))
+    return interpolate(points, step)[0] / 100 if points and step <= points[-1][0] else None

@@ -1,4 +1,4 @@
-"""Loggers that continue where a run does: TensorBoard, and Weights & Biases by JUSTRL_WANDB=online or offline."""
+"""Loggers that continue after a resume: TensorBoard, and Weights & Biases with JUSTRL_WANDB=online or offline."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from recipe.preflight import as_list
 
 
 def use_wandb(config: DictConfig) -> None:
-    """Add W&B to a composed config's loggers, in place, if JUSTRL_WANDB asks for it; ValueError if it is mistyped."""
+    """Add W&B to a composed config's loggers, in place, if JUSTRL_WANDB requests it; ValueError if it is mistyped."""
     mode = os.environ.get("JUSTRL_WANDB")
     if mode not in (None, "", "online", "offline"):
         raise ValueError(f"JUSTRL_WANDB={mode}: use online or offline")
@@ -20,21 +20,23 @@ def use_wandb(config: DictConfig) -> None:
 
 
 def wandb_environment(config: DictConfig, folder: Path) -> dict[str, str]:
-    """Return the variables by which W&B, started by `verl.utils.tracking.Tracking`, continues one run of `folder`.
+    """Return the variables that make `verl.utils.tracking.Tracking` continue the W&B run of a run's folder.
 
-    The id is drawn once and kept in the folder's `wandb.id`: a name alone would mix runs of two people or two tries.
+    Its id is drawn once and kept in `wandb.id`: a name alone would mix the runs of two people or two attempts.
     """
     if "wandb" not in config.trainer.logger:
         return {}
-    path, mode = folder / "wandb.id", os.environ.get("JUSTRL_WANDB")
+    path = folder / "wandb.id"
     if not path.exists():
         write_text(path, secrets.token_hex(4))
-    fixed = {"WANDB_RUN_ID": path.read_text(), "WANDB_RESUME": "allow", "WANDB_DIR": str(folder.resolve())}
-    return fixed | ({"WANDB_MODE": mode} if mode else {})
+    variables = {"WANDB_RUN_ID": path.read_text(), "WANDB_RESUME": "allow", "WANDB_DIR": str(folder.resolve())}
+    if mode := os.environ.get("JUSTRL_WANDB"):
+        variables["WANDB_MODE"] = mode
+    return variables
 
 
 def purge_tensorboard(folder: Path, step: int) -> None:
-    """Have TensorBoard drop what a dead run logged after `step`, as `SummaryWriter(purge_step=...)` does."""
+    """Make TensorBoard drop what an interrupted run logged after `step`, as `SummaryWriter(purge_step=...)` does."""
     if not folder.is_dir():
         return
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 from common.progress import duration
 
@@ -11,15 +12,14 @@ SMOOTHED_STEPS = 5
 
 
 def read_metrics(path: Path) -> dict[int, dict]:
-    """Return step to metrics; a truncated last line is left out."""
+    """Return step to metrics, without a truncated last line; nothing if there is no file."""
     by_step: dict[int, dict] = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the run died while it wrote this line
-            by_step.setdefault(record["step"], {}).update(record["data"])
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the run died while it wrote this line
+        by_step.setdefault(record["step"], {}).update(record["data"])
     return by_step
 
 
@@ -30,14 +30,14 @@ def format_metrics(by_step: dict[int, dict]) -> str:
 
 def validation_scores(metrics: dict) -> dict[str, float]:
     """Return the accuracies (0 to 1) of a step's validation sets, named like "AIME24 avg@32"."""
-    found = {re.fullmatch(r"val-core/(.+)/acc/mean@(\d+)", key): value for key, value in metrics.items()}
-    return {f"{match[1]} avg@{match[2]}": value for match, value in found.items() if match and value is not None}
+    scores = {re.fullmatch(r"val-core/(.+)/acc/mean@(\d+)", key): value for key, value in metrics.items()}
+    return {f"{match[1]} avg@{match[2]}": value for match, value in scores.items() if match and value is not None}
 
 
 def validation_accuracy(metrics: dict) -> float | None:
-    """Return the mean accuracy (0 to 1) over the validation sets of a step, None if it was not validated."""
-    values = list(validation_scores(metrics).values())
-    return sum(values) / len(values) if values else None
+    """Return a step's mean accuracy (0 to 1) over the validation sets, None if it was not validated."""
+    values = validation_scores(metrics).values()
+    return fmean(values) if values else None
 
 
 def has_training(metrics: dict) -> bool:
@@ -46,14 +46,13 @@ def has_training(metrics: dict) -> bool:
 
 
 def step_seconds(metrics: dict) -> float:
-    """Return how long a step took, its validation included (seconds)."""
+    """Return how long a step took, its validation included."""
     return metrics["timing_s/step"] + metrics.get("timing_s/testing", 0.0)
 
 
 def seconds_left(seconds: list[float], steps_left: int) -> float:
-    """Return the time that `steps_left` steps will take if they are like the last few."""
-    recent = seconds[-SMOOTHED_STEPS:]
-    return steps_left * sum(recent) / len(recent)
+    """Estimate how long `steps_left` steps will take if they are like the last few."""
+    return steps_left * fmean(seconds[-SMOOTHED_STEPS:])
 
 
 def format_metric(metrics: dict, key: str, form: str = "+.3f") -> str:
