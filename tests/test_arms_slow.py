@@ -117,7 +117,7 @@ def test_wandb_continues_under_the_same_id(verifier):
 
 def test_a_warning_is_said_once(verifier):
     folder, outputs = verifier
-    line = "warning: step 5: share of responses unscored"  # four tokens hold no box
+    line = "warning: step 5: fraction of responses unscored"  # four tokens hold no box
     assert line in outputs[0]
     assert line not in outputs[1], "what was said before the resume is not said again"
     log = (folder / "train.log").read_text(errors="replace").splitlines()
