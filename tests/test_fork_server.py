@@ -58,8 +58,10 @@ def test_scripts_modules_and_tracebacks(server, tmp_path):
 
 def test_open_files_are_passed_on(server):
     reader, writer = os.pipe()
-    assert run(server[1], "-c", f"import os; os.write({writer}, b'through')", pass_fds=[writer]).returncode == 0
-    assert os.read(reader, 100) == b"through"
+    for number in (writer, 700):
+        os.dup2(writer, number)
+        assert run(server[1], "-c", f"import os; os.write({number}, b'through')", pass_fds=[number]).returncode == 0
+        assert os.read(reader, 100) == b"through"
 
 
 def test_signals_are_passed_on_and_a_killed_client_takes_its_process_along(server):
@@ -101,3 +103,14 @@ def test_when_the_server_dies_its_processes_die(server):
     server[0].kill()
     assert client.wait(timeout=20) == 1
     wait_until(lambda: not psutil.pid_exists(pid))
+
+
+def test_a_dead_server_needs_no_client_to_end_its_processes(server):
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    client = subprocess.Popen([sys.executable, FORK, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
+    pid = int(client.stdout.readline())
+    client.send_signal(signal.SIGSTOP)
+    server[0].kill()
+    wait_until(lambda: not psutil.pid_exists(pid))
+    client.kill()
+    client.wait()

@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable
 
 import torch
-import torch.distributed
 import verl.utils.torch_functional
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface
@@ -71,7 +70,7 @@ def pack_boundaries(position_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Return where the sequences of a pack begin, with the pack's end as the last entry, and the longest's length.
 
     Args:
-        position_ids: (1, tokens); each sequence begins with 0, as does what verl pads a pack with.
+        position_ids: of any shape; each sequence begins with 0, as does what verl pads a pack with.
     """
     flat = position_ids.reshape(-1)
     starts = (flat == 0).nonzero().flatten()
@@ -94,15 +93,6 @@ def gather_sequence(tensor: torch.Tensor, ranks: int) -> torch.Tensor:
     """
     copies = max(1, ranks // tensor.shape[2])
     return ulysses.gather_seq_scatter_heads(tensor.repeat_interleave(copies, dim=2), seq_dim=1, head_dim=2)
-
-
-def gather_positions(position_ids: torch.Tensor, ranks: int) -> torch.Tensor:
-    """Gather the positions of a pack, of which each Ulysses rank has a part."""
-    if ranks == 1:
-        return position_ids
-    parts = [torch.empty_like(position_ids) for _ in range(ranks)]
-    torch.distributed.all_gather(parts, position_ids, group=ulysses.get_ulysses_sequence_parallel_group())
-    return torch.cat(parts, dim=-1)
 
 
 def packed_attention(
@@ -142,7 +132,8 @@ def packed_attention(
     if ranks > 1:
         query, key, value = (gather_sequence(tensor, ranks) for tensor in (query, key, value))
     if position_ids not in PACKS:  # computing boundaries waits for the GPU
-        PACKS[position_ids] = pack_boundaries(gather_positions(position_ids, ranks))
+        whole = ulysses.all_gather_tensor(position_ids[0]) if ranks > 1 else position_ids
+        PACKS[position_ids] = pack_boundaries(whole)
     kernel = kernel or best_kernel(query.device.type)
     attended = kernel(query[0], key[0], value[0], *PACKS[position_ids], scaling)[None]
     if ranks > 1:
