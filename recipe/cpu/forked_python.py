@@ -17,7 +17,7 @@ import sys
 
 SOCKET_VARIABLE = "JUSTRL_FORK_SERVER"
 PYTHON_VARIABLE = "JUSTRL_PYTHON"
-FORK = os.path.abspath(__file__)
+FORK = os.path.abspath(__file__)  # takes the place of the Python executable
 STATUS_BYTES = 16
 OPEN_FILES = "/proc/self/fd"
 
