@@ -1,4 +1,4 @@
-"""Both backbones' tokenizers get through verl's agent loop, with the tokens that the chat template gives.
+"""verl's agent loop accepts both backbones' tokenizers, and its prompts are those of the chat template.
 
 The tokenizers are built here: byte-level, with the special tokens of DeepSeek-R1-Distill-Qwen or of Qwen.
 """
@@ -28,7 +28,7 @@ TURN = [{"role": "user", "content": "What is 1+1?"}]
 
 
 def tokenizer_of(folder, tokens: list[str], template: str):
-    """Return what AutoTokenizer makes of a Qwen2 folder whose tokenizer has the special `tokens`."""
+    """Load a Qwen2 folder's tokenizer that has the special `tokens` with AutoTokenizer."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoTokenizer
 
@@ -39,7 +39,7 @@ def tokenizer_of(folder, tokens: list[str], template: str):
     raw.add_tokens([AddedToken(token, special=True) for token in tokens])
     raw.save(str(folder / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "LlamaTokenizerFast",  # as DeepSeek's repository says, and wrongly
+        "tokenizer_class": "LlamaTokenizerFast",  # as in DeepSeek's repository, incorrectly
         "bos_token": tokens[0],
         "eos_token": tokens[1],
         "pad_token": tokens[1],
@@ -52,7 +52,7 @@ def tokenizer_of(folder, tokens: list[str], template: str):
 
 
 def loop_of(loop_class, tokenizer):
-    """Return an agent loop as verl's worker makes it for a model of type qwen2."""
+    """Build an agent loop as verl's worker does for a model of type qwen2."""
     from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 
     config = compose("justrl_deepseek", [], "cuda")

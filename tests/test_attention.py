@@ -161,7 +161,7 @@ def test_a_pack_gives_what_each_sequence_gives_alone(lengths):
 
 @given(st.integers(1, 200), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_log_probs_are_summed_in_fp32_whatever_the_logits_are(rows, dtype):
-    """Of several blocks, the last one cut off."""
+    """In several blocks, the last one incomplete."""
     generator = torch.Generator().manual_seed(rows)
     logits = (5 * torch.randn(rows, 33, generator=generator)).to(dtype)
     labels = torch.randint(33, (rows,), generator=generator)
@@ -173,7 +173,7 @@ def test_log_probs_are_summed_in_fp32_whatever_the_logits_are(rows, dtype):
     torch.testing.assert_close(got[0].double(), exact[0], rtol=0, atol=1e-5)
     last_bits = 1e-6 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(got[1].double(), exact[1], rtol=last_bits, atol=1e-6)
-    assert torch.equal(logits, kept), "the logits are read again, by the entropy for one"
+    assert torch.equal(logits, kept), "the logits are read again, among others by the entropy"
 
 
 def test_verl_takes_them_where_flash_attn_is_missing():
@@ -202,7 +202,7 @@ print(peak() - before)
 
 
 def test_the_memory_of_log_probs_is_bounded_by_the_block():
-    """Beside the logits and their gradient (256 MiB of bf16) some blocks of 8 MiB; the plain way takes 1.5 GiB."""
+    """Beside the logits and their gradient (256 MiB of bf16) a few blocks of 8 MiB; without blocks it takes 1.5 GiB."""
 
     def mebibytes(which):
         run = [sys.executable, "-c", MEMORY, which]
@@ -264,7 +264,7 @@ def test_ulysses_ranks_together_give_what_one_gives(key_heads, tmp_path):
         ({"position_ids": None}, "use_remove_padding=true"),
     ],
 )
-def test_what_is_no_pack_or_not_implemented_is_refused(options, message):
+def test_input_that_is_not_packed_or_not_implemented_is_refused(options, message):
     tensor = torch.zeros(1, 2, 3, 4)
     given = {"attention_mask": None, "position_ids": torch.arange(3)[None]} | options
     with pytest.raises(ValueError, match=message):
@@ -272,8 +272,8 @@ def test_what_is_no_pack_or_not_implemented_is_refused(options, message):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_torchs_kernel_is_called_as_either_release_wants(monkeypatch, grouped):
-    """torch 2.11 has no `enable_gqa`, 2.13 demands it: each signature stands in for its release."""
+def test_torchs_kernel_is_called_as_either_release_requires(monkeypatch, grouped):
+    """torch 2.11 has no `enable_gqa`, 2.13 requires it: each signature stands in for its release."""
     from torch.nn.attention import varlen
 
     called = {}

@@ -44,8 +44,8 @@ print("all answered")
     assert "all answered" in done.stdout, done.stderr[-2000:]
 
 
-def test_it_refuses_beside_a_gpu_unless_asked():
-    """A machine with a GPU is imitated by the one answer that decides: torch.cuda.is_available."""
+def test_it_refuses_a_machine_with_a_gpu_unless_the_cpu_is_requested():
+    """torch.cuda.is_available, which alone decides, stands for a machine with a GPU."""
     code = "import torch; torch.cuda.is_available = lambda: True\nimport recipe.cpu.platform\nprint('loaded')"
     refused = python(code, JUSTRL_DEVICE="")
     assert "set JUSTRL_DEVICE=cpu" in refused.stderr

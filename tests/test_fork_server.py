@@ -1,4 +1,4 @@
-"""A process forked from the fork server is the process that was asked for, and dies with whoever asked."""
+"""A process forked from the fork server is the requested one, and dies with its client."""
 
 import os
 import signal
@@ -12,15 +12,15 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_processes import wait_until
 
-FORK = str(ROOT / "recipe" / "cpu" / "fork_server.py")
+FORK = str(ROOT / "recipe" / "cpu" / "forked_python.py")
 
 
 @pytest.fixture
 def server(tmp_path):
     """A fork server that has imported `decimal` and knows its temporary folder, and the environment to reach it."""
     socket = str(tmp_path / "fork")
-    (tmp_path / "asks.py").write_text("import tempfile\ntempfile.gettempdir()\n")
-    command = [sys.executable, "-m", "recipe.cpu.fork_server", socket, "decimal", "asks"]
+    (tmp_path / "temporary.py").write_text("import tempfile\ntempfile.gettempdir()\n")
+    command = [sys.executable, "-m", "recipe.cpu.fork_server", socket, "decimal", "temporary"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     wait_until(lambda: os.path.exists(socket))
     yield process, os.environ | {"JUSTRL_FORK_SERVER": socket, "JUSTRL_PYTHON": sys.executable}
@@ -29,7 +29,7 @@ def server(tmp_path):
 
 
 def run(environment, *arguments, **options):
-    """Run the asking side to its end."""
+    """Run a client to its end."""
     command = [sys.executable, "-S", "-E", FORK, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, **options)
 
@@ -40,7 +40,7 @@ def test_arguments_environment_folder_output_and_status(server, tmp_path):
     assert (done.stdout, done.returncode) == (f"['-c', 'one'] here {tmp_path} True\n", 7)
 
 
-def test_temporary_files_go_where_the_client_says(server, tmp_path):
+def test_temporary_files_go_where_the_client_wants_them(server, tmp_path):
     (tmp_path / "mine").mkdir()
     code = "import tempfile; print(tempfile.gettempdir())"
     assert run(server[1] | {"TMPDIR": str(tmp_path / "mine")}, "-c", code).stdout == f"{tmp_path}/mine\n"
@@ -58,8 +58,10 @@ def test_scripts_modules_and_tracebacks(server, tmp_path):
 
 def test_open_files_are_passed_on(server):
     reader, writer = os.pipe()
-    assert run(server[1], "-c", f"import os; os.write({writer}, b'through')", pass_fds=[writer]).returncode == 0
-    assert os.read(reader, 100) == b"through"
+    for number in (writer, 700):
+        os.dup2(writer, number)
+        assert run(server[1], "-c", f"import os; os.write({number}, b'through')", pass_fds=[number]).returncode == 0
+        assert os.read(reader, 100) == b"through"
 
 
 def test_signals_are_passed_on_and_a_killed_client_takes_its_process_along(server):
@@ -88,9 +90,9 @@ def test_multiprocessing_spawns_forks(server, tmp_path):
     assert done.stdout == f"True {server[0].pid}\n"
 
 
-def test_without_a_server_it_is_a_cold_python(tmp_path):
+def test_without_a_server_it_is_an_ordinary_python(tmp_path):
     environment = os.environ | {"JUSTRL_FORK_SERVER": str(tmp_path / "nowhere"), "JUSTRL_PYTHON": sys.executable}
-    assert run(environment, "-c", "print('cold')").stdout == "cold\n"
+    assert run(environment, "-c", "print('ordinary')").stdout == "ordinary\n"
 
 
 def test_when_the_server_dies_its_processes_die(server):
@@ -101,3 +103,14 @@ def test_when_the_server_dies_its_processes_die(server):
     server[0].kill()
     assert client.wait(timeout=20) == 1
     wait_until(lambda: not psutil.pid_exists(pid))
+
+
+def test_a_dead_server_needs_no_client_to_end_its_processes(server):
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    client = subprocess.Popen([sys.executable, FORK, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
+    pid = int(client.stdout.readline())
+    client.send_signal(signal.SIGSTOP)
+    server[0].kill()
+    wait_until(lambda: not psutil.pid_exists(pid))
+    client.kill()
+    client.wait()

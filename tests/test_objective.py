@@ -1,4 +1,4 @@
-"""The loss that a composed config makes verl minimise is JustRL's objective, worked out here by hand.
+"""The loss that a composed config makes verl minimise is JustRL's objective, computed here by hand.
 
 Objective (paper, section 3 and table 2; PPO's clip-higher from DAPO, the dual clip from arXiv 1912.09729): for a
 token with ratio r and its response's advantage A, the surrogate is min(r A, clip(r, 0.8, 1.28) A), for A < 0 not
@@ -43,7 +43,7 @@ def batch():
     rng = np.random.default_rng(0)
     advantages = hand_advantages(REWARDS).ravel()
     lengths = rng.integers(1, 21, REWARDS.size)
-    lengths[0] = lengths[1] = 20  # a right and a wrong response long enough for every branch
+    lengths[0] = lengths[1] = 20  # a correct and an incorrect response long enough for every branch
     old = [rng.uniform(-3, -0.1, n) for n in lengths]
     ratios = [np.exp(rng.normal(0, 0.3, n)) for n in lengths]
     for i, negative in ((0, False), (1, True)):
@@ -152,8 +152,8 @@ def test_advantages_are_normalised_by_group(config):
     )
     expected = hand_advantages(REWARDS).ravel()[shuffled, None] * mask.numpy()
     np.testing.assert_allclose(advantages, expected, rtol=1e-5)
-    assert not advantages[shuffled // GROUP == 2].any()  # all wrong: nothing to learn from
-    assert advantages.abs().max() == pytest.approx(7 / math.sqrt(8), rel=1e-5)  # one right of eight
+    assert not advantages[shuffled // GROUP == 2].any()  # all incorrect: nothing to learn from
+    assert advantages.abs().max() == pytest.approx(7 / math.sqrt(8), rel=1e-5)  # one correct of eight
 
 
 def test_every_branch_occurs(batch):
@@ -218,7 +218,7 @@ def release_weights(lengths: list[list[int]]) -> list[np.ndarray]:
     """Return the weight of a token of each response, a list per rank, in the loss of verl 0.4.
 
     `DataParallelPPOActor.update_policy` of 0.4 takes the token mean of each micro-batch, weighs it by the micro-batch's
-    share of the rank's responses, and FSDP averages the ranks. `rearrange_micro_batches` balances the tokens of the
+    fraction of the rank's responses, and FSDP averages the ranks. `rearrange_micro_batches` balances the tokens of the
     micro-batches, whose number is the largest that any rank needs; its partition is still verl's.
     """
     from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
@@ -234,7 +234,7 @@ def release_weights(lengths: list[list[int]]) -> list[np.ndarray]:
 
 
 def test_release_weighs_the_tokens_of_a_micro_batch_by_its_responses():
-    """The worked example of FIDELITY.md: one rank, eight responses cut at 15,360 tokens and eight of 3,000."""
+    """The worked example of FIDELITY.md: one rank, eight responses truncated at 15,360 tokens and eight of 3,000."""
     lengths = [LONGEST] * 8 + [3000] * 8
     relative = release_weights([lengths])[0] * sum(lengths)
     assert np.dot(relative, lengths) == pytest.approx(sum(lengths))
@@ -243,7 +243,7 @@ def test_release_weighs_the_tokens_of_a_micro_batch_by_its_responses():
 
 
 def test_release_weighs_short_responses_a_little_more():
-    """FIDELITY.md's figures: steps of 2,048 responses on 32 ranks, lengths log-normal, cut at 15,360 tokens."""
+    """FIDELITY.md's figures: steps of 2,048 responses on 32 ranks, lengths log-normal, truncated at 15,360 tokens."""
     from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
     drawn = np.minimum(np.random.default_rng(0).lognormal(math.log(6500), 0.7, (10, 2048)), LONGEST).astype(int)

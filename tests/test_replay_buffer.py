@@ -1,4 +1,4 @@
-"""A batch reaches the trainer in the order of its prompts, although its responses were finished in another."""
+"""A batch reaches the trainer in the order of its prompts, although its responses finished in another."""
 
 import random
 
@@ -85,7 +85,7 @@ def test_every_run_uses_it(name, device):
 
 
 def test_order_of_completion_would_sort_the_updates_by_length():
-    """FIDELITY.md's figures: 2,048 responses on 32 ranks, lengths log-normal, cut at 15,360 tokens.
+    """FIDELITY.md's figures: 2,048 responses on 32 ranks, lengths log-normal, truncated at 15,360 tokens.
 
     Balanced over the ranks and cut into four mini-batches as `PPOTrainer._balance_batch` and
     `TrainingWorker.train_mini_batch` do, with responses finished in the order of their lengths.

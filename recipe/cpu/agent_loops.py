@@ -1,4 +1,4 @@
-"""verl's fixed costs per sample, which only a run of tiny responses notices."""
+"""verl's agent loop worker without its fixed cost per sample, which only a run of tiny responses notices."""
 
 from types import SimpleNamespace
 
@@ -9,29 +9,28 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from recipe.verl_plugins import agent_loops
 
+LOOPS = {}
 
-def instantiate_once(config: dict, made: dict = {}, **kwargs):  # noqa: B006 - the shared default is the memory
-    """Stand in for `hydra.utils.instantiate`: one object per class instead of one per call."""
-    if config["_target_"] not in made:
-        made[config["_target_"]] = hydra.utils.instantiate(config, **kwargs)
-    return made[config["_target_"]]
+
+def instantiate_once(config: dict, **kwargs):
+    """Replace `hydra.utils.instantiate` with one object per class, as it takes longer than a tiny model's response.
+
+    The single-turn loop holds nothing between samples, and its arguments never change.
+    """
+    name = config["_target_"]
+    if name not in LOOPS:
+        LOOPS[name] = hydra.utils.instantiate(config, **kwargs)
+    return LOOPS[name]
 
 
 class AgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
-    """verl's worker, which keeps its agent loop instead of instantiating one for every sample.
-
-    `AgentLoopWorker._run_agent_loop` does that through Hydra, which takes longer than a tiny model's whole
-    response. The single-turn loop holds nothing between samples, and its arguments never change.
-    """
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        agent_loop.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=instantiate_once))
+    """verl's worker in a process that has imported this module."""
 
 
 class AgentLoopManager(agent_loops.AgentLoopManager):
-    """The run's manager with the worker above; named by `rollout.agent.agent_loop_manager_class`."""
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(AgentLoopWorker)
+
+
+agent_loop.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=instantiate_once))

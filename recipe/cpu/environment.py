@@ -1,4 +1,4 @@
-"""What every process of a run on the CPU needs, and the fork server that starts them."""
+"""The environment of every process of a run on the CPU, and the fork server that starts them."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from common.processes import REPOSITORY
 from common.progress import WaitingLine
-from recipe.cpu.fork_server import PYTHON_VARIABLE, SOCKET_VARIABLE
+from recipe.cpu.fork_server import fork_forever
+from recipe.cpu.forked_python import FORK, PYTHON_VARIABLE, SOCKET_VARIABLE
 
-FORK = Path(__file__).with_name("fork_server.py")
 POLL_SECONDS = 0.5
 
-# What most of a run's processes import, without Ray and verl: both read the environment of the process they are first
-# imported in, so a fork must import them itself.
+# What most processes of a run import, without Ray and verl: these two read their environment variables when they are
+# imported, so each fork must import them itself.
 MODULES = (
     "tensordict",
     "torch._inductor.lowering",
@@ -37,32 +37,27 @@ ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
     "VERL_USE_EXTERNAL_MODULES": "recipe.cpu.platform",
     "VERL_ENGINE_DEVICE": "cuda",  # verl registers its FSDP engines for cuda and npu only (EngineRegistry)
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets vLLM's engine run the model itself, one process fewer
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's engine runs the model itself, one process fewer
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than a tiny model's whole run
     "TQ_NUM_THREADS": "1",  # TransferQueue's default of 8 makes it warn at every call on a smaller machine
     "OMP_NUM_THREADS": "1",  # rollout and agent loops share two cores; training takes them all, see recipe.cpu.platform
 }
 
 
-def server_command(socket: str) -> list[str]:
-    """Return the command of a fork server that listens at a socket when it has imported MODULES."""
-    return [sys.executable, "-m", "recipe.cpu.fork_server", socket, *MODULES]
-
-
 @contextlib.contextmanager
 def fork_server(socket: Path, variables: dict[str, str], log) -> Iterator[dict[str, str]]:
-    """Yield `variables` with the one by which processes are forked from a server, started here unless one is named."""
-    named = variables.get(SOCKET_VARIABLE)
-    if named:
-        yield {name: value for name, value in variables.items() if name != SOCKET_VARIABLE or named != "0"}
+    """Yield `variables` with the socket of a fork server, started here unless they set one, or "0" for none."""
+    if variables.get(SOCKET_VARIABLE):
+        yield variables
         return
-    pipes = {"stdout": log, "stderr": log, "cwd": REPOSITORY, "start_new_session": True}
-    server = subprocess.Popen(server_command(str(socket)), env=variables, **pipes)
+    command = [sys.executable, "-m", "recipe.cpu.environment", str(socket)]
+    options = {"stdout": log, "stderr": log, "cwd": REPOSITORY, "start_new_session": True}
+    server = subprocess.Popen(command, env=variables, **options)
     waiting = WaitingLine("importing torch, vLLM and transformers, once for all processes")
     try:
         while not socket.exists():
             if server.poll() is not None:
-                raise RuntimeError("the fork server ended before it listened")
+                raise RuntimeError("the fork server exited before it listened; see train.log")
             waiting.tick()
             time.sleep(POLL_SECONDS)
         yield variables | {SOCKET_VARIABLE: str(socket)}
@@ -72,17 +67,12 @@ def fork_server(socket: Path, variables: dict[str, str], log) -> Iterator[dict[s
 
 
 def forked_python(variables: Mapping[str, str]) -> str | None:
-    """Return the `py_executable` of Ray's workers where `variables` name a fork server, else None."""
+    """Return the `py_executable` of Ray's workers where `variables` set a fork server, else None."""
     if variables.get(SOCKET_VARIABLE, "0") == "0":
         return None
-    return shlex.join([variables.get(PYTHON_VARIABLE, sys.executable), "-S", "-E", str(FORK)])
+    return shlex.join([variables.get(PYTHON_VARIABLE, sys.executable), "-S", "-E", FORK])
 
 
-def main() -> None:
-    """Become a fork server: python -m recipe.cpu.environment SOCKET."""
-    command = server_command(sys.argv[1])
-    os.execve(command[0], command, os.environ | ENVIRONMENT)
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # python -m recipe.cpu.environment SOCKET: the fork server of a run
+    os.environ.update(ENVIRONMENT)
+    fork_forever(sys.argv[1], *MODULES)

@@ -1,173 +1,99 @@
-#!/usr/bin/env python3
-"""Python processes that start with torch, transformers and vLLM already imported.
+"""A Python process that has imported torch, transformers and vLLM, and forks itself on request.
 
-A run is a serial chain of some ten processes, each of which imports the same 15 to 25 s of Python before it does
-anything. Here one server imports once, and every process of the run is a fork of it:
+A run is a serial chain of some ten processes, each of which would import the same 15 to 25 s of Python before it does
+anything. The fork server imports once, and every process of the run is a fork of it, requested by the client
+recipe/cpu/forked_python.py. It ends with its parent, and its forks end with it and with their clients.
 
-    python -m recipe.cpu.fork_server SOCKET MODULE [MODULE ...]       the server; ends with its parent
-    JUSTRL_FORK_SERVER=SOCKET recipe/cpu/fork_server.py ARGUMENTS     stands for `python ARGUMENTS`
+    python -m recipe.cpu.fork_server SOCKET MODULE [MODULE ...]
 
-The second form asks the server for a process with its own arguments, environment, folder and open files, passes signals
-on, and ends as that process ends; without a server it starts a cold Python. Ray takes it as the runtime environment's
-`py_executable`, multiprocessing as its executable. Standard library only, and quick to start.
-
-Only for the CPU platform: a process that has touched a GPU must not be forked.
+multiprocessing has a fork server too, for functions of one program: it passes on neither environment nor working
+directory, and no signals. Only for the CPU platform: a process that has used a GPU must not be forked.
 """
 
 import contextlib
+import fcntl
+import gc
+import importlib
+import io
 import json
+import multiprocessing
 import os
+import runpy
+import selectors
 import signal
 import socket
 import sys
+import tempfile
+from typing import NamedTuple
 
-SOCKET_VARIABLE = "JUSTRL_FORK_SERVER"
-PYTHON_VARIABLE = "JUSTRL_PYTHON"
-LENGTH_BYTES = 8
-MOST_FILES = 250  # the kernel passes at most 253 file descriptors in one message
-FIRST_FREE_FD = 512  # descriptors are parked above this while they are moved into place
+from common.processes import end_with_parent
+from recipe.cpu.forked_python import FORK, PYTHON_VARIABLE
 
-
-# ---------------------------------------------------------------- the side that asks
+MOST_FILES = 253  # that the kernel passes in one message
 
 
-def run(arguments: list[str]) -> int:
-    """Run `python arguments` as a fork of the server and return its exit status."""
-    server = socket.socket(socket.AF_UNIX)
-    try:
-        server.connect(os.environ[SOCKET_VARIABLE])
-    except (KeyError, OSError):
-        python = os.environ.get(PYTHON_VARIABLE, sys.executable)
-        os.execv(python, [python, *arguments])
-    files = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd != server.fileno() and is_open(fd)]
-    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "files": files}
-    body = json.dumps(request).encode()
-    socket.send_fds(server, [len(body).to_bytes(LENGTH_BYTES, "big")], files)
-    server.sendall(body)
-    pid = int.from_bytes(receive(server, LENGTH_BYTES), "big")
-    if not pid:  # the server died first
-        return 1
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda received, frame: kill(pid, received))
-    status = receive(server, LENGTH_BYTES)
-    if not status:  # the server is gone
-        kill(pid, signal.SIGKILL)
-        return 1
-    return int.from_bytes(status, "big")
+class Fork(NamedTuple):
+    """A process, what becomes readable when it ends, and the connection to its client."""
+
+    pid: int
+    pidfd: io.FileIO
+    client: socket.socket
 
 
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-
-def kill(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def receive(connection: socket.socket, length: int) -> bytes:
-    """Read exactly `length` bytes; b"" if the other side closes first."""
-    data = b""
-    while len(data) < length:
-        part = connection.recv(length - len(data))
-        if not part:
-            return b""
-        data += part
-    return data
-
-
-# ---------------------------------------------------------------- the side that forks
-
-
-def serve(path: str) -> dict:
-    """Fork a process for each request on the socket at `path`; returns only in a forked process, its request."""
-    import selectors
-
-    listener = socket.socket(socket.AF_UNIX)
+def serve(path: str) -> list[int]:
+    """Fork for each client of the socket at `path`; returns only in a fork, with the files that its client sent."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
     listener.listen(64)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     while True:
-        for key, _ in selector.select():
-            if key.fileobj is listener:
-                connection, _ = listener.accept()
-                request, files = read_request(connection)
-                if request and fork(connection, files, selector) == 0:
-                    move_files(files, request["files"])
-                    return request
-            elif key.data["pidfd"] == key.fileobj:
-                report_end(key.data, selector)
-            else:  # the client was killed: its process goes with it
-                kill(key.data["pid"], signal.SIGKILL)
-                selector.unregister(key.fileobj)
+        key, _ = selector.select()[0]  # one at a time, as `finish` takes two out of the selector
+        if key.fileobj is not listener:
+            finish(key.data, selector)
+            continue
+        client, _ = listener.accept()
+        _, files, _, _ = socket.recv_fds(client, 1, MOST_FILES)
+        if not files:  # the client was killed before it sent its request
+            client.close()
+        elif fork(client, files, selector) == 0:
+            return files
 
 
-def read_request(connection: socket.socket) -> tuple[dict | None, list[int]]:
-    """Read a request and the open files that came with it; None of a client that was killed while it asked."""
-    files: list[int] = []
-    try:
-        length, files, _, _ = socket.recv_fds(connection, LENGTH_BYTES, MOST_FILES)
-        return json.loads(receive(connection, int.from_bytes(length, "big"))), files
-    except (OSError, ValueError):
-        connection.close()
-        for fd in files:
-            os.close(fd)
-        return None, []
-
-
-def fork(connection: socket.socket, files: list[int], selector) -> int:
-    """Fork a process for one request; returns 0 in it, and its id in the server, which watches it."""
-    import selectors
-
+def fork(client: socket.socket, files: list[int], selector: selectors.BaseSelector) -> int:
+    """Fork a process and watch it and its client; returns 0 in the fork, else its id."""
     pid = os.fork()
     if pid == 0:
         os.setsid()  # Ray ends a dead driver's whole process group, which must not be the server's
-        close_all(selector)
-        connection.close()
+        end_with_parent()
+        for opened in [client, *(key.fileobj for key in selector.get_map().values()), selector]:
+            opened.close()
         return pid
     for fd in files:
         os.close(fd)
-    data = {"pid": pid, "pidfd": os.pidfd_open(pid), "connection": connection}
-    selector.register(data["pidfd"], selectors.EVENT_READ, data)
-    selector.register(connection, selectors.EVENT_READ, data)
-    with contextlib.suppress(OSError):  # a dead client is noticed when its end of the socket is read
-        connection.sendall(pid.to_bytes(LENGTH_BYTES, "big"))
+    process = Fork(pid, io.FileIO(os.pidfd_open(pid)), client)
+    for watched in (process.pidfd, client):
+        selector.register(watched, selectors.EVENT_READ, process)
+    with contextlib.suppress(OSError):  # of a killed client, which `finish` handles
+        socket.send_fds(client, [b"."], [process.pidfd.fileno()])
     return pid
 
 
-def close_all(selector) -> None:
-    """Close what the server has open, in a fork of it."""
-    opened = [key.fileobj for key in selector.get_map().values()]
-    selector.close()
-    for each in opened:
-        if isinstance(each, int):
-            os.close(each)
-        else:
-            each.close()
-
-
-def report_end(data: dict, selector) -> None:
-    """Reap a process that has ended and send its exit status, as a shell gives it, to its client."""
-    _, status = os.waitpid(data["pid"], 0)
+def finish(process: Fork, selector: selectors.BaseSelector) -> None:
+    """Send the exit status of a process, as a shell gives it, to its client; a killed client's process is killed."""
+    for watched in (process.pidfd, process.client):
+        selector.unregister(watched)
+    os.kill(process.pid, signal.SIGKILL)  # without effect on a process that has ended
+    _, status = os.waitpid(process.pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    for each in (data["pidfd"], data["connection"]):
-        with contextlib.suppress(KeyError):
-            selector.unregister(each)
-    os.close(data["pidfd"])
-    with contextlib.suppress(OSError), data["connection"] as connection:
-        connection.sendall((code if code >= 0 else 128 - code).to_bytes(LENGTH_BYTES, "big"))
+    with contextlib.suppress(OSError), process.pidfd, process.client:
+        process.client.send(str(code if code >= 0 else 128 - code).encode())
 
 
 def move_files(received: list[int], wanted: list[int]) -> None:
-    """Give the received descriptors the numbers they had where they come from."""
-    import fcntl
-
-    parked = [fcntl.fcntl(fd, fcntl.F_DUPFD, FIRST_FREE_FD) for fd in received]
+    """Give the received descriptors the numbers that they have in the client."""
+    above = max(wanted, default=0) + 1
+    parked = [fcntl.fcntl(fd, fcntl.F_DUPFD, above) for fd in received]
     for fd in received:
         os.close(fd)
     for fd, number in zip(parked, wanted, strict=True):
@@ -175,18 +101,30 @@ def move_files(received: list[int], wanted: list[int]) -> None:
         os.close(fd)
 
 
-def become(request: dict) -> None:
-    """Turn this fork into the process that was asked for, and run it."""
-    import multiprocessing
-    import runpy
-    import tempfile
-
+def become(request_file: int, *files: int) -> None:
+    """Turn this fork into the requested process, and run it."""
+    with open(request_file, "rb") as file:
+        request = json.load(file)
+    move_files(files, request["files"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    tempfile.tempdir = None  # the server's own, remembered
+    os.environ[PYTHON_VARIABLE] = sys.executable
     os.chdir(request["folder"])
-    multiprocessing.set_executable(os.path.abspath(__file__))
-    arguments = without_interpreter_flags(request["arguments"])
+    tempfile.tempdir = None  # forget the server's
+    multiprocessing.set_executable(FORK)
+    run(without_interpreter_flags(request["arguments"]))
+
+
+def without_interpreter_flags(arguments: list[str]) -> list[str]:
+    """Drop what multiprocessing puts before `-c`, such as -B and -X: a fork has its server's flags."""
+    start = 0
+    while arguments[start].startswith("-") and arguments[start] not in ("-c", "-m"):
+        start += 2 if arguments[start] in ("-X", "-W") else 1
+    return arguments[start:]
+
+
+def run(arguments: list[str]) -> None:
+    """Do what `python arguments` does with a command, a module or a script."""
     if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
         exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
@@ -198,30 +136,14 @@ def become(request: dict) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
-def without_interpreter_flags(arguments: list[str]) -> list[str]:
-    """Drop what multiprocessing puts before `-c`, such as -B and -X: a fork has its server's flags."""
-    start = 0
-    while arguments[start].startswith("-") and arguments[start] not in ("-c", "-m"):
-        start += 2 if arguments[start] in ("-X", "-W") else 1
-    return arguments[start:]
-
-
-def main() -> None:
-    import ctypes
-    import gc
-    import importlib
-
-    path, *modules = sys.argv[1:]
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+def fork_forever(path: str, *modules: str) -> None:
+    """Import modules, then serve at the socket `path`; returns only in a fork that has run."""
+    end_with_parent()
     for module in modules:
         importlib.import_module(module)
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that forks share
-    become(serve(path))
+    become(*serve(path))
 
 
 if __name__ == "__main__":
-    if __package__:  # started with -m: the server
-        main()
-    else:
-        sys.exit(run(sys.argv[1:]))
+    fork_forever(*sys.argv[1:])

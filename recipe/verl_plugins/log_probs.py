@@ -1,26 +1,25 @@
-"""Log-probabilities of tokens from logits, some rows at a time, summed in fp32.
+"""Log-probabilities of tokens from logits, in blocks of rows, summed in fp32.
 
-Stands in for `verl.utils.torch_functional.logprobs_from_logits_v2`, verl's choice where flash-attn's cross entropy is
-not installed: that one loops over the rows in Python and keeps each in fp32, 20 GB of 32,768 tokens.
+Replaces `verl.utils.torch_functional.logprobs_from_logits_v2`, which verl uses where flash-attn's cross entropy is not
+installed: it loops over the rows in Python and keeps each in fp32, 20 GB for 32,768 tokens.
 """
 
 from collections.abc import Iterator
 
 import torch
 
-# Numbers in a block, by device: on a GPU 256 MiB in fp32, enough work for each kernel; on a CPU what its caches hold.
+# Elements of a block by device: on a GPU 256 MiB in fp32, enough work for each kernel; on a CPU what its caches hold.
 BLOCK = {"cuda": 2**26, "cpu": 2**21}
 
 
 def blocks(logits: torch.Tensor) -> Iterator[slice]:
-    """Yield the rows of each block."""
     rows = max(1, BLOCK.get(logits.device.type, BLOCK["cuda"]) // logits.shape[1])
     for start in range(0, len(logits), rows):
         yield slice(start, start + rows)
 
 
 class BlockedLogProbs(torch.autograd.Function):
-    """log softmax of each row at its label; nothing of the logits' size is kept but the logits and their gradient."""
+    """log softmax of each row at its label; of the logits' size it keeps only the logits and their gradient."""
 
     @staticmethod
     def forward(ctx, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -45,14 +44,14 @@ class BlockedLogProbs(torch.autograd.Function):
 
 
 def log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of each label.
+    """Compute the log-probability of each label.
 
     Args:
         logits: (..., vocabulary), of any floating type.
         labels: (...), of int64.
 
     Returns:
-        (...), in fp32, of float64 logits in float64.
+        (...), in fp32; in float64 for float64 logits.
     """
     flat = BlockedLogProbs.apply(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
     return flat.view(labels.shape)

@@ -1,9 +1,9 @@
-"""verl's replay buffer with batches in the order of their prompts and the reward's own numbers in the metrics.
+"""verl's replay buffer with batches in the order of their prompts and what the reward returns in the metrics.
 
-verl 0.9 hands the trainer responses in the order in which they finished, shortest first, and cuts that into
-mini-batches: the first update of a step would see the short responses and the last one the long ones. verl 0.4 cut the
-batch in the order of its prompts, and so does this (recipe/FIDELITY.md, L2). verl logs what a reward returns for
-validation alone; here it is logged for training too.
+verl 0.9 gives the trainer responses in the order in which they finished, shortest first, and splits that into
+mini-batches: the first update of a step would see the short responses and the last one the long ones. verl 0.4 split
+the batch in the order of its prompts, and so does this (recipe/FIDELITY.md, L2). verl logs what a reward returns in
+validation alone.
 """
 
 from collections import defaultdict
@@ -13,10 +13,10 @@ from verl.trainer.ppo.v1 import replay_buffer
 
 
 class ReplayBuffer(replay_buffer.ReplayBuffer):
-    """Named by `trainer.v1.sampler.custom_sampler`; any verl recipe with the synchronous trainer can name it.
+    """A `trainer.v1.sampler.custom_sampler` for any verl recipe with the synchronous trainer.
 
     `sampler_kwargs.poll_interval` is how often it looks for finished rollouts, in seconds. verl's class takes 2 s
-    whatever the config says, as long as a whole generation of the demo.
+    whatever the config sets, as long as a whole generation of the demo.
     """
 
     def __init__(self, *args, sampler_kwargs, **kwargs):
@@ -39,7 +39,7 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
 
 
 def reward_means(infos: list[dict]) -> dict[str, float]:
-    """Average what a reward returned for each response: `reward/<key>` of numbers, `reward/<key>_empty` of text."""
+    """Average what a reward returned per response: `reward/<key>` of numbers, `reward/<key>_empty` of text."""
     values = defaultdict(list)
     for info in infos:
         for key, value in info.items():

@@ -1,11 +1,11 @@
-"""How new weights get from a training worker into its vLLM engine: verl's way, mended at two places.
+"""How new weights get from a training worker into its vLLM engine: verl's way, patched in two places.
 
-verl 0.9.1 hands them over by a socket in /tmp that is named by the Ray job's id. Runs that each started a Ray of their
-own all have the id 01000000: on one machine they take each other's weights, or wait for ever. And a worker waits for
-ever for an engine that has died or failed meanwhile. recipe/FIDELITY.md, L8, has both.
+verl 0.9.1 hands them over through a socket in /tmp whose name has the Ray job's id. That is 01000000 for every run that
+starts a Ray of its own: on one machine such runs take each other's weights, or wait forever. And a worker waits forever
+for an engine that has died or failed meanwhile. See recipe/FIDELITY.md, L8.
 
-Both sides import this module: workers because `rollout.checkpoint_engine.custom_backend_module` names it, engines
-because `rollout.engine_kwargs.vllm.worker_extension_cls` names the class.
+Both sides import this module: workers for `rollout.checkpoint_engine.custom_backend_module`, engines for
+`rollout.engine_kwargs.vllm.worker_extension_cls`.
 """
 
 import hashlib
@@ -14,16 +14,15 @@ import threading
 import traceback
 
 import ray
+from verl.workers.rollout.vllm_rollout import vllm_rollout
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
-from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
-EXECUTE = ServerAdapter._execute_method
-ASK_SECONDS = 5.0  # a transfer takes seconds at most
-RUN = "VERL_FILE_LOGGER_PATH"  # in the environment of all processes of a run, and of no other run's
+EXECUTE = vllm_rollout.ServerAdapter._execute_method
+POLL_SECONDS = 5.0  # a transfer takes seconds at most
+RUN = "VERL_FILE_LOGGER_PATH"  # set for all processes of a run, to a path that no other run has
 
 
 def of_this_run(handle: str) -> str:
-    """Return the name of a socket that no other run on this machine has."""
     run = hashlib.sha256(os.environ[RUN].encode()).hexdigest()[:8]
     return handle.replace("-zmq-", f"-zmq-{run}-", 1)
 
@@ -35,23 +34,30 @@ class WorkerExtension(vLLMColocateWorkerExtension):
         return of_this_run(super()._get_zmq_handle())
 
 
+class Sender(vllm_rollout.BucketedWeightSender):
+    """The training worker's side of the socket."""
+
+    def __init__(self, zmq_handle: str, **options):
+        super().__init__(of_this_run(zmq_handle), **options)
+
+
 async def execute_watched(self, method: str, non_block: bool = False, **options):
-    """Stand in for `ServerAdapter._execute_method`: a call that is not waited for is watched by a thread."""
+    """Replace `ServerAdapter._execute_method`: a thread watches calls that the worker does not wait for."""
     future = await EXECUTE(self, method, non_block, **options)
     if non_block and future is not None:
-        threading.Thread(target=end_unless_done, args=(future, self.server_handle), daemon=True).start()
+        threading.Thread(target=exit_on_failure, args=(future, self.server_handle), daemon=True).start()
     return future
 
 
-def end_unless_done(future: ray.ObjectRef, server: ray.actor.ActorHandle) -> None:
-    """End this process if the engine fails to take its weights: the socket blocks every other way out.
+def exit_on_failure(future: ray.ObjectRef, server: ray.actor.ActorHandle) -> None:
+    """Exit this process if the engine fails to take its weights: the socket blocks every other way out.
 
-    vLLM answers a call that was under way when its core process died neither with a result nor with an error
-    (`vllm.v1.engine.core_client.AsyncMPClient`), so the server is asked now and then whether it has noticed a death.
+    A call during which vLLM's core process died never returns (`vllm.v1.engine.core_client.AsyncMPClient`), so this
+    polls the server for whether it has noticed a death.
     """
     try:
-        while not ray.wait([future], timeout=ASK_SECONDS)[0]:
-            if ray.get(server.__ray_call__.remote(has_failed)):
+        while not ray.wait([future], timeout=POLL_SECONDS)[0]:
+            if ray.get(server.__ray_call__.remote(lambda server: server.engine.errored)):
                 raise RuntimeError("the vLLM engine died while it took new weights")
         ray.get(future)
     except (ray.exceptions.RayError, RuntimeError):
@@ -59,13 +65,5 @@ def end_unless_done(future: ray.ObjectRef, server: ray.actor.ActorHandle) -> Non
         os._exit(1)
 
 
-def has_failed(server) -> bool:
-    """Return whether vLLM's engine is lost; runs in the server's process."""
-    return server.engine.errored
-
-
-ServerAdapter._execute_method = execute_watched
-# A property, for the worker's adapter has its handle already when this module is imported.
-ServerAdapter.zmq_handle = property(
-    lambda self: of_this_run(vars(self)["zmq_handle"]), lambda self, handle: vars(self).update(zmq_handle=handle)
-)
+vllm_rollout.ServerAdapter._execute_method = execute_watched
+vllm_rollout.BucketedWeightSender = Sender
