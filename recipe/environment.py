@@ -8,10 +8,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
+from common.forked_python import PYTHON_VARIABLE
 from common.processes import RAY_PATIENCE, python_path, temporary_root
 from recipe import preflight
 from recipe.cpu.environment import ENVIRONMENT as CPU_ENVIRONMENT
-from recipe.cpu.fork_server import PYTHON_VARIABLE
 from recipe.monitor.loggers import wandb_environment
 from recipe.preflight import run_folder
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.command import Failure
 from common.command import run as run_command
 from common.files import write_text
+from common.forked_python import FORK, py_executable
 from common.locks import run_lock
 from common.machine import device
 from common.processes import REPOSITORY, ProcessRecord, become_subreaper, end_with_parent, scratch
@@ -37,7 +38,7 @@ from recipe.checkpoints import (
     prune,
     reconcile,
 )
-from recipe.cpu.environment import FORK, fork_server, forked_python
+from recipe.cpu.environment import fork_server
 from recipe.environment import attempt_path, environment, prepare_config
 from recipe.monitor.health import Warnings
 from recipe.monitor.loggers import purge_tensorboard, use_wandb
@@ -129,10 +130,10 @@ def supervise(config: DictConfig, step: int, record: ProcessRecord, log) -> int:
         try:
             if on_cpu:
                 variables = stack.enter_context(fork_server(temporary / "fork", variables, log))
-            forked = forked_python(variables)
+            forked = py_executable(variables)
             prepare_config(config, step, forked)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(config, sort_keys=True))
-            python = [sys.executable, str(FORK)] if forked else [sys.executable]
+            python = [sys.executable, FORK] if forked else [sys.executable]
             driver = subprocess.Popen(
                 [*python, "-m", "recipe.driver", str(folder / "config.yaml")],
                 cwd=REPOSITORY,

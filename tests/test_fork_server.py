@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_processes import wait_until
 
-FORK = str(ROOT / "recipe" / "cpu" / "forked_python.py")
+FORK = str(ROOT / "common" / "forked_python.py")
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def server(tmp_path):
     """A fork server that has imported `decimal` and knows its temporary folder, and the environment to reach it."""
     socket = str(tmp_path / "fork")
     (tmp_path / "temporary.py").write_text("import tempfile\ntempfile.gettempdir()\n")
-    command = [sys.executable, "-m", "recipe.cpu.fork_server", socket, "decimal", "temporary"]
+    command = [sys.executable, "-m", "common.fork_server", socket, "decimal", "temporary"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     wait_until(lambda: os.path.exists(socket))
     yield process, os.environ | {"JUSTRL_FORK_SERVER": socket, "JUSTRL_PYTHON": sys.executable}

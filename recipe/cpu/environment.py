@@ -2,17 +2,16 @@
 
 import contextlib
 import os
-import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
+from common.fork_server import fork_forever
+from common.forked_python import SOCKET_VARIABLE
 from common.processes import REPOSITORY
 from common.progress import WaitingLine
-from recipe.cpu.fork_server import fork_forever
-from recipe.cpu.forked_python import FORK, PYTHON_VARIABLE, SOCKET_VARIABLE
 
 POLL_SECONDS = 0.5
 
@@ -64,13 +63,6 @@ def fork_server(socket: Path, variables: dict[str, str], log) -> Iterator[dict[s
     finally:
         server.kill()
         server.wait()
-
-
-def forked_python(variables: Mapping[str, str]) -> str | None:
-    """Return the `py_executable` of Ray's workers where `variables` set a fork server, else None."""
-    if variables.get(SOCKET_VARIABLE, "0") == "0":
-        return None
-    return shlex.join([variables.get(PYTHON_VARIABLE, sys.executable), "-S", "-E", FORK])
 
 
 if __name__ == "__main__":  # python -m recipe.cpu.environment SOCKET: the fork server of a run

@@ -2,9 +2,9 @@
 
 A run is a serial chain of some ten processes, each of which would import the same 15 to 25 s of Python before it does
 anything. The fork server imports once, and every process of the run is a fork of it, requested by the client
-recipe/cpu/forked_python.py. It ends with its parent, and its forks end with it and with their clients.
+common/forked_python.py. It ends with its parent, and its forks end with it and with their clients.
 
-    python -m recipe.cpu.fork_server SOCKET MODULE [MODULE ...]
+    python -m common.fork_server SOCKET MODULE [MODULE ...]
 
 multiprocessing has a fork server too, for functions of one program: it passes on neither environment nor working
 directory, and no signals. Only for the CPU platform: a process that has used a GPU must not be forked.
@@ -26,8 +26,8 @@ import sys
 import tempfile
 from typing import NamedTuple
 
+from common.forked_python import FORK, PYTHON_VARIABLE
 from common.processes import end_with_parent
-from recipe.cpu.forked_python import FORK, PYTHON_VARIABLE
 
 MOST_FILES = 253  # that the kernel passes in one message
 
@@ -112,7 +112,15 @@ def become(request_file: int, *files: int) -> None:
     os.chdir(request["folder"])
     tempfile.tempdir = None  # forget the server's
     multiprocessing.set_executable(FORK)
+    set_threads()
     run(without_interpreter_flags(request["arguments"]))
+
+
+def set_threads() -> None:
+    """Give torch, which read the server's OMP_NUM_THREADS when it was imported, the fork's."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if "torch" in sys.modules and threads.isdigit():
+        sys.modules["torch"].set_num_threads(int(threads))
 
 
 def without_interpreter_flags(arguments: list[str]) -> list[str]:

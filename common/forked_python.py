@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Stands in for `python`, with a process that is a fork of the fork server (recipe/cpu/fork_server.py).
+"""Stands in for `python`, with a process that is a fork of the fork server (common/fork_server.py).
 
-    JUSTRL_FORK_SERVER=SOCKET recipe/cpu/forked_python.py ARGUMENTS
+    JUSTRL_FORK_SERVER=SOCKET common/forked_python.py ARGUMENTS
 
 Its process gets its arguments, environment, working directory, open files and signals; it exits with that process's
 status. Without a server it becomes an ordinary Python. Ray takes it as the runtime environment's `py_executable`,
@@ -11,15 +11,24 @@ multiprocessing as its executable. Standard library only, so that it starts quic
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 
 SOCKET_VARIABLE = "JUSTRL_FORK_SERVER"
 PYTHON_VARIABLE = "JUSTRL_PYTHON"
 FORK = os.path.abspath(__file__)  # takes the place of the Python executable
 STATUS_BYTES = 16
 OPEN_FILES = "/proc/self/fd"
+
+
+def py_executable(variables: Mapping[str, str]) -> str | None:
+    """Return the `py_executable` of Ray's workers where `variables` set a fork server, else None."""
+    if variables.get(SOCKET_VARIABLE, "0") == "0":
+        return None
+    return shlex.join([variables.get(PYTHON_VARIABLE, sys.executable), "-S", "-E", FORK])
 
 
 def connect() -> socket.socket:
