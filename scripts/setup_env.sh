@@ -15,8 +15,8 @@ case "${JUSTRL_DEVICE:-}" in
   *) die "JUSTRL_DEVICE=${JUSTRL_DEVICE:-}: use cpu or cuda" ;;
 esac
 # The system's certificates, as behind a proxy that has its own; the second name is that of older releases of uv.
-export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS-1}" UV_LINK_MODE="${UV_LINK_MODE:-}"
-[ -n "$UV_LINK_MODE" ] || unset UV_LINK_MODE
+export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS-1}"
+[ -n "${UV_LINK_MODE:-}" ] || unset UV_LINK_MODE # uv refuses an empty one
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # As pip does, take a version from whichever of several indexes has it; all versions are pinned.
 export UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
@@ -28,6 +28,7 @@ find_uv() {
   local candidate python reason="" there
   mapfile -t there < <(type -ap uv)
   for candidate in "${there[@]}" .uv/bin/uv .uv/uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
+    [ -x "$candidate" ] || continue
     [[ "$(realpath "$candidate")" != "$PWD/.venv/"* ]] || continue # it would be removed with .venv
     "$candidate" --version >/dev/null 2>&1 && echo "$candidate" && return
   done
