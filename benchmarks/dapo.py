@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 
 def make_raw(block: Path, blocks: int, path: Path) -> int:
-    """Write the raw release's shape and return its number of rows."""
+    """Write a file of the raw release's shape and return its number of rows."""
     table = pq.ParquetFile(block).read()
     rows = table.select(["data_source", "prompt", "ability", "reward_model", "extra_info"]).to_pylist()
     for row in rows:
@@ -54,18 +54,15 @@ def make_raw(block: Path, blocks: int, path: Path) -> int:
     return len(rows) * blocks
 
 
-def cost(command: list[str]) -> Cost | None:
-    """Run a command and return what it took; None if it failed, for instance for want of memory."""
+def measure(name: str, *arguments: str) -> Cost | None:
+    """Run Python and print what it took; None if it failed, for instance for want of memory."""
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = status
-    return None if status else Cost(time.perf_counter() - started, usage.ru_maxrss / 1024)
-
-
-def line(name: str, found: Cost | None) -> str:
-    """Return one line of the table."""
-    return f"  {name:12} " + (f"{found.seconds:7.1f} s  {found.mebibytes:8,.0f} MiB" if found else "failed")
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    _, process.returncode, usage = os.wait4(process.pid, 0)
+    cost = Cost(time.perf_counter() - started, usage.ru_maxrss / 1024)
+    failed = process.returncode != 0
+    print(f"  {name:12} {'failed' if failed else f'{cost.seconds:7.1f} s  {cost.mebibytes:8,.0f} MiB'}", flush=True)
+    return None if failed else cost
 
 
 def main() -> None:
@@ -79,15 +76,11 @@ def main() -> None:
         for blocks in map(int, args.blocks.split(",")):
             rows = make_raw(args.block, blocks, raw)
             print(f"{blocks:,} blocks, {rows:,} rows, {raw.stat().st_size / 2**20:,.0f} MiB on disk", flush=True)
-            prepare = [sys.executable, "-m", "data_prep.dapo", "--source", str(raw), "--output", str(output)]
-            ours = cost(prepare)
-            print(line("data_prep", ours), flush=True)
-            if blocks <= args.plain_up_to:
-                plain = cost([sys.executable, "-c", PLAIN, str(raw)])
-                print(line("pandas", plain), flush=True)
-                if ours and plain:
-                    time_ratio, memory_ratio = plain.seconds / ours.seconds, plain.mebibytes / ours.mebibytes
-                    print(f"  pandas takes {time_ratio:.1f} times as long and {memory_ratio:.1f} times the memory")
+            ours = measure("data_prep", "-m", "data_prep.dapo", "--source", str(raw), "--output", str(output))
+            plain = measure("pandas", "-c", PLAIN, str(raw)) if blocks <= args.plain_up_to else None
+            if ours and plain:
+                seconds, mebibytes = plain.seconds / ours.seconds, plain.mebibytes / ours.mebibytes
+                print(f"  pandas takes {seconds:.1f} times as long and {mebibytes:.1f} times the memory")
             output.unlink(missing_ok=True)
 
 

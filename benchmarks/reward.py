@@ -8,36 +8,33 @@ example: python -m benchmarks.reward --pairs 200000 --long 400
 
 import argparse
 import random
-import time
-from collections.abc import Callable
 
+from benchmarks.alternatives import compare, per_second
 from common.command import run
 from reward import justrl, robust
 
 FILLER = "We compute the sum of the first terms and find that it is even, so we go on. "
+PASSES = 3  # of which the fastest counts
 
 
 def responses(count: int, length: int, seed: int) -> list[tuple[str, str]]:
-    """Return responses of `length` characters with an integer in a box, and integer golds; half are right."""
+    """Make responses of `length` characters with an integer in a box, and reference answers; half are correct."""
     rng = random.Random(seed)
+    text = (FILLER * (length // len(FILLER) + 1))[:length]
     pairs = []
     for _ in range(count):
         truth = rng.randint(0, 999)
         answer = truth if rng.random() < 0.5 else rng.randint(0, 999)
-        text = FILLER * (length // len(FILLER) + 1)
-        pairs.append((text[:length] + rf" The answer is $\boxed{{{answer}}}$.", str(truth)))
+        pairs.append((text + rf" The answer is $\boxed{{{answer}}}$.", str(truth)))
     return pairs
 
 
-def per_second(score: Callable[[str, str], object], pairs: list[tuple[str, str]], repeats: int = 3) -> float:
-    """Return the pairs a second of the fastest of some passes."""
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        for response, truth in pairs:
-            score(response, truth)
-        best = min(best, time.perf_counter() - started)
-    return len(pairs) / best
+def strict(response: str, truth: str) -> float:
+    return justrl.compute_score("math_dapo", response, truth)["score"]
+
+
+def lenient(response: str, truth: str) -> float:
+    return robust.compute_score("math_dapo", response, truth)["acc"]
 
 
 def main() -> None:
@@ -48,32 +45,25 @@ def main() -> None:
     from math_verify import parse, verify
     from verl.utils.reward_score import math_dapo
 
-    def theirs(response: str, truth: str) -> float:
+    def verl_strict(response: str, truth: str) -> float:
         return math_dapo.compute_score(response, truth, strict_box_verify=True)["score"]
-
-    def ours(response: str, truth: str) -> float:
-        return justrl.compute_score("math_dapo", response, truth)["score"]
 
     def whole(response: str, truth: str) -> bool:
         return verify(parse(rf"\boxed{{{truth}}}"), parse(response))
 
-    def walled(response: str, truth: str) -> float:
-        return robust.compute_score("math_dapo", response, truth)["acc"]
-
-    short = responses(args.pairs, 4_000, seed=0)
-    verl, strict = per_second(theirs, short), per_second(ours, short)
-    print(f"strict, 4,000 characters: {strict:,.0f} pairs/s; verl's {verl:,.0f}; ratio {strict / verl:.2f}")
-    long = responses(args.long, 24_000, seed=1)
-    plain, lenient = per_second(whole, long, 1), per_second(walled, long)
-    print(f"lenient, 24,000 characters, integer golds: {lenient:,.0f} pairs/s", end="; ")
-    print(f"math-verify on the whole response {plain:,.0f}; ratio {lenient / plain:.1f}")
-    formula = [(rf"so $\boxed{{\frac{{{i}\sqrt{{3}}}}{{3}}}}$", rf"\frac{{{i}}}{{\sqrt{{3}}}}") for i in range(2, 202)]
-    print(f"lenient, formulas through the worker: {per_second(walled, formula):,.0f} pairs/s", end="; ")
-    print(f"math-verify in this process {per_second(whole, formula):,.0f}")
+    short, long = responses(args.pairs, 4_000, seed=0), responses(args.long, 24_000, seed=1)
+    formulas = [(rf"so $\boxed{{\frac{{{i}\sqrt{{3}}}}{{3}}}}$", rf"\frac{{{i}}}{{\sqrt{{3}}}}") for i in range(2, 202)]
+    for what, ours, pairs, alternative, theirs, passes in (
+        ("strict, 4,000 characters", strict, short, "verl's", verl_strict, PASSES),
+        ("lenient, 24,000 characters, integers", lenient, long, "math-verify on the whole response", whole, 1),
+        ("lenient, formulas through the worker", lenient, formulas, "math-verify in this process", whole, PASSES),
+    ):
+        rates = per_second(ours, pairs, PASSES), per_second(theirs, pairs, passes)
+        compare(what, "pairs/s", rates[0], alternative, rates[1])
     for length in (1_000, 10_000, 100_000, 1_000_000):
         pairs = responses(20, length, seed=2)
-        print(f"{length:>9,} characters: strict {1e6 / per_second(ours, pairs):7.1f} us", end=", ")
-        print(f"lenient {1e6 / per_second(walled, pairs):7.1f} us")
+        microseconds = [1e6 / per_second(score, pairs, PASSES) for score in (strict, lenient)]
+        print(f"{length:>9,} characters: strict {microseconds[0]:7.1f} us, lenient {microseconds[1]:7.1f} us")
 
 
 if __name__ == "__main__":

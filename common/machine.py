@@ -1,6 +1,6 @@
 """What this machine has, and what it lacks for a run on GPUs, asked of NVML: neither CUDA nor torch is loaded.
 
-`lacks` returns a line for each thing, what is wrong and how to fix it: `recipe.preflight` refuses a run for the first
+`lacks` lists a message for each thing, what is wrong and how to fix it: `recipe.preflight` refuses a run for the first
 on this machine, `recipe.nodes` for the first on any node.
 """
 
@@ -32,8 +32,7 @@ class GPU(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What NVML says: the GPUs that CUDA would see, the driver and the newest CUDA that it supports ("" and None if it
-    cannot be asked), and what is wrong with the answer, "" if nothing is."""
+    """What NVML reports: the GPUs that CUDA would see, the driver, the newest CUDA it supports, and what is wrong."""
 
     gpus: list[GPU]
     driver: str = ""
@@ -42,56 +41,43 @@ class Found(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """What a run asks of this machine: GPUs, and of each what `recipe.memory.demand` says.
-
-    Attributes:
-        share: of the memory, which vLLM takes.
-        beside: bytes that training keeps meanwhile.
-        training: bytes at the peak of training.
-        any_gpus: whether any of the machine's GPUs will do, as on a Ray cluster, or the first ones are taken.
-    """
+    """What a run asks of this machine: GPUs, and of each what `recipe.memory.demand` computes."""
 
     gpus: int
-    share: float
-    beside: float = 0.0
-    training: float = 0.0
-    any_gpus: bool = False
+    share: float  # of the memory, which vLLM takes
+    beside: float = 0.0  # bytes that training keeps meanwhile
+    training: float = 0.0  # bytes at the peak of training
+    any_gpus: bool = False  # as on a Ray cluster, any of the machine's GPUs will do; else it takes the first ones
 
 
 def device() -> str:
-    """Return "cpu" or "cuda": JUSTRL_DEVICE if set, else what the machine has.
-
-    Raises:
-        ValueError: JUSTRL_DEVICE is something else.
-    """
+    """Return "cpu" or "cuda": JUSTRL_DEVICE, else what the machine has; ValueError if it is set to something else."""
     asked = os.environ.get("JUSTRL_DEVICE")
     if asked not in (None, "", "cpu", "cuda"):
         raise ValueError(f"JUSTRL_DEVICE={asked}: use cpu or cuda")
-    if asked:
-        return asked
-    return "cuda" if look().driver or has_device_files() else "cpu"
+    return asked or ("cuda" if look().driver or has_device_files() else "cpu")
 
 
 def has_device_files() -> bool:
-    """Return whether a driver's files are there, which a container may show without its driver."""
+    """Look for a driver's files, which a container may show without its driver."""
     return any(Path(file).exists() for file in DEVICE_FILES)
 
 
 def look() -> Found:
-    """Return what NVML says of this machine; nothing where its Python module is not installed."""
+    """Ask NVML about this machine; nothing is found where its Python module is not installed."""
     try:
         import pynvml
+
+        pynvml.nvmlInit()
     except ImportError:
         return Found([])
-    try:
-        pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         problem = f"the NVIDIA driver cannot be used ({error}); in a container, start it with --gpus all"
         return Found([], problem=problem if has_device_files() else "")
     try:
-        version, cuda = text(pynvml.nvmlSystemGetDriverVersion()), pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        cuda = divmod(pynvml.nvmlSystemGetCudaDriverVersion_v2() // 10, 100)  # 12040 is 12.4
+        found = Found([], text(pynvml.nvmlSystemGetDriverVersion()), cuda)
         every = [gpu for i in range(pynvml.nvmlDeviceGetCount()) if (gpu := look_at(pynvml, i))]
-        found = Found([], version, (cuda // 1000, cuda % 1000 // 10))
         return found._replace(gpus=visible(every, os.environ.get("CUDA_VISIBLE_DEVICES")))
     except ValueError as error:
         return found._replace(problem=str(error))
@@ -102,13 +88,12 @@ def look() -> Found:
 
 
 def look_at(nvml, index: int) -> tuple[str, GPU] | None:
-    """Return a GPU's UUID and what NVML says of it; None for one that a container may not use."""
-    mig = False
+    """Ask about a GPU and return its UUID too; None for one that a container may not use."""
+    mig, total, free = False, 0, 0
     with contextlib.suppress(nvml.NVMLError):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         with contextlib.suppress(nvml.NVMLError):  # most GPUs have no MIG
             mig = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
-        total = free = 0
         with contextlib.suppress(nvml.NVMLError):  # of a GPU that is split it may be refused
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
             total, free = memory.total, memory.free
@@ -119,16 +104,12 @@ def look_at(nvml, index: int) -> tuple[str, GPU] | None:
 
 
 def text(value: str | bytes) -> str:
-    """Return a string of NVML's, which older releases of its module give as bytes."""
+    """Decode what older releases of NVML's module give as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 def visible(every: list[tuple[str, GPU]], variable: str | None) -> list[GPU]:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; as in CUDA, a wrong entry ends the list.
-
-    Raises:
-        ValueError: it names a slice of a GPU.
-    """
+    """Choose GPUs as CUDA_VISIBLE_DEVICES does, where a wrong entry ends the list; ValueError for a slice of a GPU."""
     if variable is None:
         return [gpu for _, gpu in every]
     chosen: list[GPU] = []
@@ -143,7 +124,7 @@ def visible(every: list[tuple[str, GPU]], variable: str | None) -> list[GPU]:
 
 
 def wheel_cuda() -> tuple[int, int] | None:
-    """Return the CUDA version that the installed torch is built for; None for a build without CUDA."""
+    """Find the CUDA version that the installed torch is built for; None for a build without CUDA."""
     spec = importlib.util.find_spec("torch")
     version = Path(spec.origin).with_name("version.py").read_text() if spec else ""
     found = re.search(r"^cuda\b[^=]*= '(\d+)\.(\d+)'", version, re.MULTILINE)
@@ -151,13 +132,12 @@ def wheel_cuda() -> tuple[int, int] | None:
 
 
 def lacks(demand: Demand) -> list[str]:
-    """Return what this machine lacks for a run on GPUs, whatever else uses them, a line each."""
+    """List what this machine lacks for a run on GPUs, whatever else uses them."""
     found = look()
     return [*driver_lacks(found), *compiler_lacks(), *gpu_lacks(found, demand), *space_lacks()]
 
 
 def driver_lacks(found: Found) -> list[str]:
-    """Return a line if the driver cannot be used or is too old for the installed torch, or that is without CUDA."""
     wheels = wheel_cuda()
     if wheels is None:
         return ["the installed torch has no CUDA; run JUSTRL_DEVICE=cuda ./run_justrl.sh --setup-only"]
@@ -172,44 +152,43 @@ def driver_lacks(found: Found) -> list[str]:
 
 
 def compiler_lacks() -> list[str]:
-    """Return a line for each thing missing that Triton compiles with at run time: a C compiler, Python's headers."""
+    """Look for what Triton compiles with at run time."""
     found = []
-    if not os.environ.get("CC") and not shutil.which("gcc") and not shutil.which("clang"):
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         found.append("no C compiler, which Triton needs at run time; install gcc (apt-get install gcc)")
     # As triton.runtime.build has it: Debian's own scheme names a folder that only its packages fill.
-    scheme = sysconfig.get_default_scheme()
-    include = Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme))
-    if not (include / "Python.h").is_file():
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_path("include", scheme)) / "Python.h"
+    if not header.is_file():
         found.append(
-            f"{include}/Python.h is missing, which Triton needs at run time; install Python's headers (apt-get install "
+            f"{header} is missing, which Triton needs at run time; install Python's headers (apt-get install "
             "python3-dev), or remove .venv and set up again, which then takes a Python that has them"
         )
     return found
 
 
 def gpu_lacks(found: Found, demand: Demand) -> list[str]:
-    """Return a line for each GPU of the run that cannot serve it, or one for too few of them."""
     if not found.driver or found.problem:
         return []
-    if len(found.gpus) < demand.gpus:
-        variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hidden = "" if variable is None else f" (CUDA_VISIBLE_DEVICES={variable})"
-        there = len(found.gpus)
-        advice = f"set trainer.n_gpus_per_node={there}" if there else "JUSTRL_DEVICE=cpu runs on the CPU"
-        return [f"the run wants {demand.gpus} GPUs and there are {there}{hidden}; {advice}"]
-    return [line for gpu in taken(found, demand) if (line := one_gpu_lacks(gpu, demand))]
+    there = len(found.gpus)
+    if there >= demand.gpus:
+        return [problem for gpu in taken(found, demand) if (problem := gpu_problem(gpu, demand))]
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = "" if variable is None else f" (CUDA_VISIBLE_DEVICES={variable})"
+    advice = f"set trainer.n_gpus_per_node={there}" if there else "JUSTRL_DEVICE=cpu runs on the CPU"
+    return [f"the run wants {demand.gpus} GPUs and there are {there}{hidden}; {advice}"]
 
 
 def taken(found: Found, demand: Demand) -> list[GPU]:
-    """Return the GPUs that a run takes: the first, or of any the best."""
+    """Choose the GPUs that a run takes: the first, or of any the best."""
     gpus = found.gpus
     if demand.any_gpus:
-        gpus = sorted(gpus, key=lambda gpu: (bool(one_gpu_lacks(gpu, demand)), -gpu.free))
+        gpus = sorted(gpus, key=lambda gpu: (bool(gpu_problem(gpu, demand)), -gpu.free))
     return gpus[: demand.gpus]
 
 
-def one_gpu_lacks(gpu: GPU, demand: Demand) -> str:
-    """Return a line about a GPU that cannot serve the run; "" if it can."""
+def gpu_problem(gpu: GPU, demand: Demand) -> str:
+    """Tell why a GPU cannot serve the run; "" if it can."""
     if gpu.mig:
         return f"GPU {gpu.index} is split by MIG, and a run needs whole GPUs; nvidia-smi -i {gpu.index} -mig 0 joins it"
     if gpu.capability < OLDEST:
@@ -232,7 +211,7 @@ def one_gpu_lacks(gpu: GPU, demand: Demand) -> str:
 
 
 def in_use(demand: Demand) -> list[str]:
-    """Return a line if a GPU of the run has less free than vLLM takes, which would fail minutes later."""
+    """Look for a GPU of the run that has less free than vLLM takes, which would fail minutes later."""
     found = look()
     busy = [gpu for gpu in taken(found, demand) if gpu.free < demand.share * gpu.total]
     if not busy:
@@ -246,12 +225,11 @@ def in_use(demand: Demand) -> list[str]:
 
 
 def free_space() -> dict[str, float]:
-    """Return the GB free in each folder of FREE_SPACE that there is."""
+    """Measure the GB free in each folder of FREE_SPACE that there is."""
     return {path: shutil.disk_usage(path).free / 1e9 for path in FREE_SPACE if Path(path).is_dir()}
 
 
 def space_lacks() -> list[str]:
-    """Return a line for each folder of FREE_SPACE with too little."""
     return [
         f"{free:.2f} GB free in {path}, {FREE_SPACE[path]:.0f} GB needed; free some, in a container by --ipc=host or "
         "--shm-size"
@@ -261,6 +239,6 @@ def space_lacks() -> list[str]:
 
 
 def count_gpus(divides: int = 0) -> int:
-    """Return how many GPUs this machine has, at least 1; of more than divide a number, as many as do."""
+    """Count this machine's GPUs, at least 1; of more than divide a number, as many as do."""
     there = max(1, len(look().gpus))
     return next(count for count in range(there, 0, -1) if not divides or divides % count == 0)

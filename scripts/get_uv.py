@@ -24,7 +24,7 @@ SECONDS = 60
 
 
 def wheel(release):
-    """Return the file of a release that runs on this machine; any Linux of the last ten years takes manylinux2014."""
+    """Find a release's file for this machine; any Linux of the last ten years takes manylinux2014."""
     machine = platform.machine().lower()
     for file in release["urls"]:
         if file["filename"].endswith("_{}.whl".format(machine)) and "manylinux" in file["filename"]:

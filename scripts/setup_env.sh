@@ -14,9 +14,9 @@ case "${JUSTRL_DEVICE:-}" in
   cuda) requirements=requirements.txt supported="3.12 3.11 3.10" ;;
   *) die "JUSTRL_DEVICE=${JUSTRL_DEVICE:-}: use cpu or cuda" ;;
 esac
-# The system's certificates, as behind a proxy that has its own; the second name is that of older releases of uv.
-export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS-1}" UV_LINK_MODE="${UV_LINK_MODE:-}"
-[ -n "$UV_LINK_MODE" ] || unset UV_LINK_MODE
+# The system's certificates, as behind a proxy that has its own; the second name is for older releases of uv.
+export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS-1}"
+[ -n "${UV_LINK_MODE:-}" ] || unset UV_LINK_MODE # uv refuses an empty one
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # As pip does, take a version from whichever of several indexes has it; all versions are pinned.
 export UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
@@ -28,6 +28,7 @@ find_uv() {
   local candidate python reason="" there
   mapfile -t there < <(type -ap uv)
   for candidate in "${there[@]}" .uv/bin/uv .uv/uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
+    [ -x "$candidate" ] || continue
     [[ "$(realpath "$candidate")" != "$PWD/.venv/"* ]] || continue # it would be removed with .venv
     "$candidate" --version >/dev/null 2>&1 && echo "$candidate" && return
   done
@@ -102,23 +103,21 @@ install_packages() {
 # Installs flash-attn if JUSTRL_FLASH_ATTN asks for it: 1 builds it (an hour or two, with a CUDA toolkit), anything else
 # names a wheel. Without it training takes PyTorch's own FlashAttention kernels, so no failure ends the setup.
 install_flash_attn() {
-  local wanted="${JUSTRL_FLASH_ATTN:-0}" log=.venv/flash-attn.log options=()
+  local wanted="${JUSTRL_FLASH_ATTN:-0}" package="${JUSTRL_FLASH_ATTN:-}" log=.venv/flash-attn.log options=()
+  local instead="training uses PyTorch's own FlashAttention kernels"
   [ "$wanted" != 0 ] && [ "$JUSTRL_DEVICE" = cuda ] || return 0
   [ "$(cat .venv/.justrl-flash-attn 2>/dev/null)" != "$wanted" ] || return 0
   if [ "$wanted" = 1 ]; then
-    wanted=$(grep -o '^flash-attn==[^ ]*' "$requirements")
+    package=$(grep -o '^flash-attn==[^ ]*' "$requirements")
     options=(--no-build-isolation) # it is built against the torch that is installed
     if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
-      echo "flash-attn: not built, there is no CUDA toolkit (nvcc); training uses PyTorch's own FlashAttention kernels"
-      return 0
+      echo "flash-attn: not built, there is no CUDA toolkit (nvcc); $instead"
+      return
     fi
   fi
-  echo "flash-attn: installing $wanted, its output in $log"
-  if "${install[@]}" "${options[@]}" "$wanted" >"$log" 2>&1; then
-    echo "${JUSTRL_FLASH_ATTN}" >.venv/.justrl-flash-attn
-  else
-    echo "flash-attn: not installed ($(sed '/^ *$/d' "$log" | tail -n 1 | cut -c1-200)); training uses PyTorch's own FlashAttention kernels"
-  fi
+  echo "flash-attn: installing $package, its output in $log"
+  "${install[@]}" "${options[@]}" "$package" >"$log" 2>&1 && echo "$wanted" >.venv/.justrl-flash-attn && return
+  echo "flash-attn: not installed ($(sed '/^ *$/d' "$log" | tail -n 1 | cut -c1-200)); $instead"
 }
 
 stamp=.venv/.justrl-$JUSTRL_DEVICE

@@ -32,7 +32,7 @@ def test_a_section_that_is_done_is_skipped(bench):
     assert found["hardware"]["versions"]["verl"] == "0.9.1"
 
 
-def test_a_failed_section_is_said_and_tried_again(bench, capsys):
+def test_a_failed_section_is_printed_and_tried_again(bench, capsys):
     def fails(bench):
         raise RuntimeError("out of memory")
 
@@ -43,7 +43,7 @@ def test_a_failed_section_is_said_and_tried_again(bench, capsys):
 
 def test_a_command_that_fails_or_takes_too_long_ends_its_section(bench):
     bench.begin("kernels")
-    with pytest.raises(RuntimeError, match="no_such_module ended with status 1, see"):
+    with pytest.raises(RuntimeError, match="no_such_module exited with status 1, see"):
         bench.run("no_such_module")
     bench.seconds = 1
     bench.begin("kernels")
@@ -71,7 +71,7 @@ def test_unknown_sections_are_wrong_use(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_kernels_of_this_machine_are_right(bench):
+def test_the_kernels_of_this_machine_are_correct(bench):
     assert ROOT.is_dir()
     assert gpu.measure("kernels", SECTIONS["kernels"], bench)
     figures = json.loads((bench.folder / "kernels.json").read_text())["figures"]

@@ -184,7 +184,7 @@ def test_cuda_visible_devices(imitated, monkeypatch, variable, indices):
     assert [gpu.index for gpu in look().gpus] == indices
 
 
-def test_hidden_gpus_and_slices_are_said(imitated, monkeypatch, wanted):
+def test_hidden_gpus_and_slices_are_reported(imitated, monkeypatch, wanted):
     imitated()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
     assert machine.lacks(wanted)[0].startswith("the run wants 8 GPUs and there are 2 (CUDA_VISIBLE_DEVICES=1,2); set")
@@ -208,13 +208,13 @@ def test_on_a_cluster_any_of_a_nodes_gpus_will_do(imitated):
     assert machine.in_use(Demand(6, 0.5, any_gpus=True))
 
 
-def test_without_nvmls_module_nothing_is_said_of_gpus(imitated, wanted, monkeypatch):
+def test_without_nvmls_module_nothing_is_reported_of_gpus(imitated, wanted, monkeypatch):
     imitated()
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert machine.lacks(wanted) == [] == look().gpus
 
 
-def test_a_driver_that_cannot_be_used_is_said_where_its_files_are(imitated, wanted, monkeypatch, tmp_path):
+def test_a_driver_that_cannot_be_used_is_reported_where_its_files_are(imitated, wanted, monkeypatch, tmp_path):
     """A container without the GPU runtime shows /proc/driver/nvidia of its host."""
     imitated(count=None)
     monkeypatch.setattr(machine, "DEVICE_FILES", (str(tmp_path / "absent"),))

@@ -127,6 +127,35 @@ def test_a_signal_to_the_script_alone_reaches_what_it_runs(tmp_path, number):
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
+# In place of every stage: notes what it is and its fork server. The server's stand-in listens or fails.
+STAGES = """\
+#!/usr/bin/env bash
+case "$2" in
+  recipe.compose | recipe.check) exec {python} "$@" ;;
+  recipe.cpu.environment) echo $$ >{folder}/pid; [ -n "$LISTENS" ] && exec {python} -c '{listen}' "$3" ;;
+  *) echo "$2 ${{JUSTRL_FORK_SERVER:-none}}" >>{folder}/stages ;;
+esac
+"""
+LISTEN = "import socket, sys, time; socket.socket(socket.AF_UNIX).bind(sys.argv[1]); time.sleep(100)"
+
+
+@pytest.mark.parametrize("listens", ["yes", ""])
+def test_all_stages_share_a_fork_server_that_ends_with_the_script(tmp_path, listens):
+    (tmp_path / "python").write_text(STAGES.format(python=sys.executable, folder=tmp_path, listen=LISTEN))
+    (tmp_path / "python").chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name != "JUSTRL_FORK_SERVER"}
+    env |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "JUSTRL_SETUP": "0", "JUSTRL_DEVICE": "cpu"}
+    command = [SCRIPT, "demo", "trainer.experiment_name=test_stages"]
+    done = subprocess.run(command, env=env | {"LISTENS": listens}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = dict(line.split() for line in (tmp_path / "stages").read_text().splitlines())
+    server = stages["recipe.train"]
+    assert server == stages["eval.generate"] == stages["eval.report"]
+    assert server.endswith("/socket") if listens else server == "none"
+    assert not Path(server).parent.exists() or not listens
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
 def test_on_slurm_the_training_runs_under_srun_and_symmetric_run(on_slurm):
     done, calls = on_slurm()
     assert done.returncode == 0, done.stdout + done.stderr

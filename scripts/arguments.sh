@@ -1,0 +1,69 @@
+# What run_justrl.sh, which sources this, was asked to do: config, only, setup_only, overrides and allowed.
+# shellcheck shell=bash disable=SC2034
+
+usage() {
+  cat <<'TEXT'
+usage: ./run_justrl.sh [CONFIG] [options] [key=value ...]
+       sbatch --nodes N [sbatch's options] run_justrl.sh [CONFIG] [options] [key=value ...]
+
+Sets up the environment if it is not there, prepares data, evaluates the model, trains it with GRPO
+through verl, evaluates it again and writes a report. Every stage that is done is skipped; a run that
+was interrupted continues from its last checkpoint.
+
+  CONFIG            a config of recipe/config (default: demo)
+  --only STAGE      data, train, eval or report instead of all
+  --setup-only      make the environment and stop
+  --allow KEY       acknowledge a difference from the paper, as recipe.check lists them; may be repeated
+  key=value         Hydra overrides for the training; they win over the config
+
+environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
+             JUSTRL_DAPO, JUSTRL_BENCH local copies of the training set and the benchmarks (default: the hub)
+             JUSTRL_DATA               folder of prepared data (default: data)
+             JUSTRL_EVAL               extra arguments for eval.generate
+             JUSTRL_JUDGE              model that eval.grade asks about what its rule rejects
+             JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
+             JUSTRL_PYTHON_BIN         the Python to make the environment with
+             JUSTRL_FLASH_ATTN=1|WHEEL builds flash-attn with the machine's CUDA toolkit, or installs a wheel of it
+             JUSTRL_SETUP=0            makes no environment: the packages are on the PATH, as in a container
+             RAY_ADDRESS               trains on this Ray cluster; on Slurm one is made of the job's nodes
+             JUSTRL_NODES, JUSTRL_GPUS_PER_NODE  machines to train on (default: Slurm's, else the config's)
+
+examples: ./run_justrl.sh
+          ./run_justrl.sh demo trainer.total_training_steps=10
+          ./run_justrl.sh justrl_deepseek --only train
+          sbatch --nodes 4 --gpus-per-node 8 --exclusive --time 24:00:00 run_justrl.sh justrl_deepseek
+TEXT
+}
+
+die() {
+  echo "run_justrl.sh: $1" >&2
+  exit 2
+}
+
+config="" only="" setup_only="" overrides=() allowed=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -h | --help) usage && exit 0 ;;
+    --only)
+      only="${2:-}"
+      [[ "$only" =~ ^(data|train|eval|report)$ ]] || die "--only takes data, train, eval or report"
+      shift
+      ;;
+    --setup-only) setup_only=1 ;;
+    --allow)
+      [ $# -gt 1 ] || die "--allow takes a key"
+      allowed+=(--allow "$2")
+      shift
+      ;;
+    -*) die "unknown option $1; see --help" ;;
+    *=*) overrides+=("$1") ;;
+    *)
+      [ -z "$config" ] || die "more than one config: $config and $1; see --help"
+      config="$1"
+      ;;
+  esac
+  shift
+done
+config="${config:-demo}"
+[ -f "recipe/config/$config.yaml" ] ||
+  die "unknown config '$config'; there are $(find recipe/config -maxdepth 1 -name '*.yaml' -printf '%f\n' | sed 's/\.yaml$//' | sort | xargs)"
