@@ -26,13 +26,13 @@ trap 'pass_on HUP 129' HUP
 # start_fork_server LOG: it imports while the data is prepared. The kernel ends it with this script; a session of its
 # own keeps a Ctrl-C from ending it before the stage that it serves.
 start_fork_server() {
-  fork_folder=$(mktemp -d) # of a short path, as sockets need
+  fork_folder=$(mktemp -d -t justrl-fork-XXXX)
   setsid python -m recipe.cpu.environment "$fork_folder/socket" >"$1" 2>&1 &
   fork_server=$!
   trap 'kill "$fork_server" 2>/dev/null || true; rm -rf "$fork_folder"' EXIT
 }
 
-# Waits until the server listens, if there is one. If it ended before that, each stage starts its own, and reports what is wrong with it.
+# Waits until the server listens, if there is one. If it exited instead, each stage starts its own and reports why it fails.
 use_fork_server() {
   [ -n "${fork_server:-}" ] || return 0
   while [ ! -S "$fork_folder/socket" ] && kill -0 "$fork_server" 2>/dev/null; do sleep 0.2; done
