@@ -84,7 +84,8 @@ def log_prob_figures(function, name: str, where: str) -> tuple[dict[str, float],
 
 
 def main() -> int:
-    where, errors = device(), {}
+    where = device()
+    errors: dict[str, float] = {}
     for kernel in packed_kernels(where):
         errors |= attention_errors(kernel, where)
     ours, found = log_prob_figures(log_probs, BLOCKS, where)

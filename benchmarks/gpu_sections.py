@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from omegaconf import OmegaConf
 
@@ -60,7 +61,7 @@ class Bench:
         self.gpu_gib = gpus[0].total / GIB if gpus else 0.0
         # For every command: one GPU, nothing from a network.
         one = {"JUSTRL_DEVICE": self.device, "JUSTRL_NODES": "1", "JUSTRL_GPUS_PER_NODE": "1"}
-        one |= {"CUDA_VISIBLE_DEVICES": str(gpus[0].index)} if gpus else {}
+        one |= {"CUDA_VISIBLE_DEVICES": str(gpus[0].device_index)} if gpus else {}
         self.environment = os.environ | one | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -88,7 +89,8 @@ class Bench:
             most = max([most, *(gpu.total - gpu.free for gpu in machine.look().gpus[:1])])
             time.sleep(SAMPLE_SECONDS)
         if process.returncode:
-            what = f"{process.args[2]} exited with status {process.returncode}"
+            module = cast(list[str], process.args)[2]
+            what = f"{module} exited with status {process.returncode}"
             raise RuntimeError(f"{what}, see {self.log}: {cause(self.log)}")
         return most
 
@@ -171,7 +173,9 @@ def demo(bench: Bench) -> dict:
     sizes = ["trainer.total_training_steps=8", "trainer.save_freq=4", "trainer.test_freq=4"]
     metrics = bench.train("gpu_demo", "demo", *sizes)
     accuracy = {step: validation_accuracy(line) for step, line in metrics.items()}
-    figures = {f"validation accuracy at step {s}": a for s, a in accuracy.items() if a is not None}
+    figures: dict[str, float | str] = {
+        f"validation accuracy at step {step}": value for step, value in accuracy.items() if value is not None
+    }
     figures["from the start to the end, seconds"] = time.monotonic() - started
     figures["attention"] = attention.requested(OmegaConf.load(OUTPUTS / "gpu_demo" / "config.yaml"))
     return figures | of_steps(metrics)
@@ -261,7 +265,8 @@ def packed_kernels(device: str) -> list[str]:
 
 def attentions(bench: Bench) -> dict:
     """The same step of shorter responses by each attention."""
-    figures, (prompts, tokens) = {}, (2, 128) if bench.small else (4, 2048)
+    figures: dict[str, float] = {}
+    prompts, tokens = (2, 128) if bench.small else (4, 2048)
     for kernel in [*packed_kernels(bench.device), "sdpa"]:
         chosen = f"actor_rollout_ref.model.override_config._attn_implementation={kernel}"
         eager = "actor_rollout_ref.rollout.enforce_eager=true"

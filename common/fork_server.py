@@ -24,7 +24,8 @@ import signal
 import socket
 import sys
 import tempfile
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from common.forked_python import FORK, PYTHON_VARIABLE
 from common.processes import end_with_parent
@@ -66,8 +67,9 @@ def fork(client: socket.socket, files: list[int], selector: selectors.BaseSelect
     if pid == 0:
         os.setsid()  # Ray ends a dead driver's whole process group, which must not be the server's
         end_with_parent()
-        for opened in [client, *(key.fileobj for key in selector.get_map().values()), selector]:
-            opened.close()
+        opened: list[Any] = [client, selector, *(key.fileobj for key in selector.get_map().values())]
+        for each in opened:
+            each.close()
         return pid
     for fd in files:
         os.close(fd)
@@ -90,7 +92,7 @@ def finish(process: Fork, selector: selectors.BaseSelector) -> None:
         process.client.send(str(code if code >= 0 else 128 - code).encode())
 
 
-def move_files(received: list[int], wanted: list[int]) -> None:
+def move_files(received: Sequence[int], wanted: list[int]) -> None:
     """Give the received descriptors the numbers that they have in the client."""
     above = max(wanted, default=0) + 1
     parked = [fcntl.fcntl(fd, fcntl.F_DUPFD, above) for fd in received]

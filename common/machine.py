@@ -23,7 +23,7 @@ DRIVERS = {12: "525", 13: "580"}  # NVIDIA's table of the oldest driver for any 
 class GPU(NamedTuple):
     """A GPU that CUDA would see; sizes in bytes."""
 
-    index: int
+    device_index: int
     name: str
     total: int
     free: int
@@ -116,7 +116,7 @@ def visible(every: list[tuple[str, GPU]], variable: str | None) -> list[GPU]:
     for entry in filter(None, (part.strip() for part in variable.split(","))):
         if entry.startswith("MIG-"):
             raise ValueError(f"CUDA_VISIBLE_DEVICES={variable}: a run needs whole GPUs, and {entry} is a MIG slice")
-        matching = [gpu for uuid, gpu in every if (str(gpu.index) == entry) or uuid.startswith(entry)]
+        matching = [gpu for uuid, gpu in every if (str(gpu.device_index) == entry) or uuid.startswith(entry)]
         if len(matching) != 1 or matching[0] in chosen:
             break
         chosen += matching
@@ -126,7 +126,7 @@ def visible(every: list[tuple[str, GPU]], variable: str | None) -> list[GPU]:
 def wheel_cuda() -> tuple[int, int] | None:
     """Find the CUDA version that the installed torch is built for; None for a build without CUDA."""
     spec = importlib.util.find_spec("torch")
-    version = Path(spec.origin).with_name("version.py").read_text() if spec else ""
+    version = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
     found = re.search(r"^cuda\b[^=]*= '(\d+)\.(\d+)'", version, re.MULTILINE)
     return (int(found[1]), int(found[2])) if found else None
 
@@ -190,13 +190,13 @@ def taken(found: Found, demand: Demand) -> list[GPU]:
 def gpu_problem(gpu: GPU, demand: Demand) -> str:
     """Tell why a GPU cannot serve the run; "" if it can."""
     if gpu.mig:
-        return f"GPU {gpu.index} is split by MIG, and a run needs whole GPUs; nvidia-smi -i {gpu.index} -mig 0 joins it"
+        return f"GPU {gpu.device_index} is split by MIG, and a run needs whole GPUs; nvidia-smi -i {gpu.device_index} -mig 0 joins it"
     if gpu.capability < OLDEST:
         return (
-            f"GPU {gpu.index}, {gpu.name}, has compute capability {gpu.capability[0]}.{gpu.capability[1]}, and "
+            f"GPU {gpu.device_index}, {gpu.name}, has compute capability {gpu.capability[0]}.{gpu.capability[1]}, and "
             "FlashAttention needs 8.0 (Ampere) or newer; take another GPU"
         )
-    size = f"GPU {gpu.index}, {gpu.name}, has {gpu.total / GIB:.0f} GiB"
+    size = f"GPU {gpu.device_index}, {gpu.name}, has {gpu.total / GIB:.0f} GiB"
     if gpu.total < demand.training:
         return (
             f"{size}, and training needs {demand.training / GIB:.0f} (recipe.plan has the parts); take more GPUs, "
@@ -216,10 +216,10 @@ def in_use(demand: Demand) -> list[str]:
     busy = [gpu for gpu in taken(found, demand) if gpu.free < demand.share * gpu.total]
     if not busy:
         return []
-    idle = ",".join(str(gpu.index) for gpu in found.gpus if gpu.free >= demand.share * gpu.total)
+    idle = ",".join(str(gpu.device_index) for gpu in found.gpus if gpu.free >= demand.share * gpu.total)
     instead = f", or set CUDA_VISIBLE_DEVICES={idle}" if idle else ""
     return [
-        f"GPU {busy[0].index}: {busy[0].free / GIB:.1f} of {busy[0].total / GIB:.1f} GiB are free, and vLLM takes "
+        f"GPU {busy[0].device_index}: {busy[0].free / GIB:.1f} of {busy[0].total / GIB:.1f} GiB are free, and vLLM takes "
         f"{demand.share:.0%} of a GPU; end what uses it (nvidia-smi){instead}"
     ]
 

@@ -58,7 +58,8 @@ def chosen(config: DictConfig) -> str:
 def has_varlen() -> bool:
     """Return whether the installed torch has `torch.nn.attention.varlen`, without importing it."""
     spec = importlib.util.find_spec("torch")
-    return spec is not None and Path(spec.origin).with_name("nn").joinpath("attention", "varlen.py").is_file()
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    return folder is not None and (folder / "nn" / "attention" / "varlen.py").is_file()
 
 
 def beside_flash_attn(config: DictConfig) -> str:

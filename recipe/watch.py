@@ -53,7 +53,7 @@ def headline(folder: Path, config: DictConfig, by_step: dict[int, dict]) -> str:
         parts += [f"{duration(seconds_left(seconds, total - last))} left"] if total else []
     state = "running" if holder.alive else "not running, ended abnormally" if holder.text else "not running"
     state += f" ({holder.text})" if holder.text else ""
-    saved = (complete_checkpoints(folder / "checkpoints") or ["none"])[-1]
+    saved = max(complete_checkpoints(folder / "checkpoints"), default="none")
     return f"{folder.name}: {', '.join(parts)}; {state}; last complete checkpoint {saved}"
 
 
@@ -64,12 +64,12 @@ def table(by_step: dict[int, dict], config: DictConfig) -> Table:
     for name, values in series(by_step, config).items():
         _, label, form = QUANTITIES.get(name, ("", f"validation {name}", ".3f"))
         step, recent = max(values), list(values.values())[-SMOOTHED_STEPS:]
-        published = ()
+        paper: tuple[float, ...] = ()
         if has_bands(config):
             score = aime24(step, config) if name == "AIME24 avg@32" else None
-            published = (score,) if score else band(name, step) or ()
-        paper = " to ".join(format(value, form) for value in published)
-        shown.add_row(label, str(step), format(recent[-1], form), format(fmean(recent), form), paper)
+            paper = (score,) if score else band(name, step) or ()
+        published = " to ".join(format(value, form) for value in paper)
+        shown.add_row(label, str(step), format(recent[-1], form), format(fmean(recent), form), published)
     return shown
 
 

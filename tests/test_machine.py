@@ -181,7 +181,7 @@ def test_cuda_visible_devices(imitated, monkeypatch, variable, indices):
     imitated(count=4)
     if variable is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert [gpu.index for gpu in look().gpus] == indices
+    assert [gpu.device_index for gpu in look().gpus] == indices
 
 
 def test_hidden_gpus_and_slices_are_reported(imitated, monkeypatch, wanted):
@@ -196,7 +196,7 @@ def test_hidden_gpus_and_slices_are_reported(imitated, monkeypatch, wanted):
 
 def test_gpus_that_a_container_may_not_use_are_left_out(imitated, wanted):
     imitated(count=10, forbidden=(0, 3))
-    assert [gpu.index for gpu in look().gpus] == [1, 2, 4, 5, 6, 7, 8, 9]
+    assert [gpu.device_index for gpu in look().gpus] == [1, 2, 4, 5, 6, 7, 8, 9]
     assert machine.lacks(wanted) == []
 
 

@@ -9,7 +9,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from recipe.verl_plugins import agent_loops
 
-LOOPS = {}
+LOOPS: dict[str, object] = {}
 
 
 def instantiate_once(config: dict, **kwargs):

