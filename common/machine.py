@@ -190,7 +190,8 @@ def taken(found: Found, demand: Demand) -> list[GPU]:
 def gpu_problem(gpu: GPU, demand: Demand) -> str:
     """Tell why a GPU cannot serve the run; "" if it can."""
     if gpu.mig:
-        return f"GPU {gpu.device_index} is split by MIG, and a run needs whole GPUs; nvidia-smi -i {gpu.device_index} -mig 0 joins it"
+        fix = f"nvidia-smi -i {gpu.device_index} -mig 0 joins it"
+        return f"GPU {gpu.device_index} is split by MIG, and a run needs whole GPUs; {fix}"
     if gpu.capability < OLDEST:
         return (
             f"GPU {gpu.device_index}, {gpu.name}, has compute capability {gpu.capability[0]}.{gpu.capability[1]}, and "
@@ -218,8 +219,9 @@ def in_use(demand: Demand) -> list[str]:
         return []
     idle = ",".join(str(gpu.device_index) for gpu in found.gpus if gpu.free >= demand.share * gpu.total)
     instead = f", or set CUDA_VISIBLE_DEVICES={idle}" if idle else ""
+    gpu = busy[0]
     return [
-        f"GPU {busy[0].device_index}: {busy[0].free / GIB:.1f} of {busy[0].total / GIB:.1f} GiB are free, and vLLM takes "
+        f"GPU {gpu.device_index}: {gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB are free, and vLLM takes "
         f"{demand.share:.0%} of a GPU; end what uses it (nvidia-smi){instead}"
     ]
 
