@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 from common.command import run
+from common.json_lines import format_line
 from data_prep.benchmarks import BENCHMARKS
 from data_prep.rows import read_rows
-from eval.generate import wanted_samples
-from eval.samples import ENDING, format_line
+from eval.samples import ENDING
+from eval.tasks import wanted_samples
 
 WORDS = 3_300  # of a response: about 20,000 characters, 5,000 tokens
 OPENINGS = ["so", "we", "then", "let", "hence", "find", "note", "that"]

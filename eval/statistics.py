@@ -18,6 +18,8 @@ RESAMPLES = 10_000
 SEED = 0  # of the resampling: the same grades give the same interval
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
+SIGNIFICANT = 0.05
+FOUND = 0.8  # how often a difference is found that a report calls large enough
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -127,3 +129,23 @@ def paired_mean_difference(
 def sampling_error(per_problem: np.ndarray, samples: int) -> float:
     """Return the standard error of avg@N over these very problems: that of drawing samples alone; two or more."""
     return float(np.sqrt(np.sum(per_problem * (1 - per_problem) / (samples - 1))) / len(per_problem))
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Correct p-values for there being several (Holm 1979)."""
+    corrected, worst = {}, 0.0
+    for i, name in enumerate(sorted(p_values, key=p_values.get)):
+        worst = max(worst, min(1.0, (len(p_values) - i) * p_values[name]))
+        corrected[name] = worst
+    return corrected
+
+
+def detectable_difference(bounds: tuple[float, float], tests: int) -> float:
+    """Return the true difference that is found four times in five, from a 95 % interval; 1.0 if none is.
+
+    Args:
+        tests: how many the p-value is corrected for; Holm's first step divides by all of them.
+    """
+    quantile = NormalDist().inv_cdf
+    error = (bounds[1] - bounds[0]) / 2 / quantile(0.975)
+    return min(1.0, error * (quantile(1 - SIGNIFICANT / 2 / tests) + quantile(FOUND)))

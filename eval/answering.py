@@ -1,0 +1,160 @@
+"""Has engines answer many requests: one queue, progress in the terminal, the engines' output in a log.
+
+Every request waits in one queue and goes to whichever engine is free, so no engine is left with the long responses;
+what an engine held when it died goes to another.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.driver import output_into
+from common.progress import duration
+from eval.engines import (
+    IN_FLIGHT,
+    TRIES,
+    Endpoint,
+    EngineLost,
+    ModelSettings,
+    Overflow,
+    RequestFailed,
+    engine_options,
+    ray_engines,
+)
+
+PRINT_EVERY_SECONDS = 20.0  # where there is no terminal for a bar
+Failures = list[tuple[dict, RequestFailed]]  # records that failed TRIES times or overflow, each with why
+
+
+class Progress:
+    """A bar of finished responses, tokens per second and time left; now and then a message where no terminal is."""
+
+    def __init__(self, total: int, terminal):
+        self.total, self.terminal, self.tokens, self.finished = total, terminal, 0, 0
+        self.started = self.printed = time.monotonic()
+        self.bar = tqdm(total=total, file=terminal, unit=" responses") if terminal.isatty() else None
+
+    def add(self, tokens: int) -> None:
+        self.finished, self.tokens, now = self.finished + 1, self.tokens + tokens, time.monotonic()
+        rate = self.tokens / max(1e-9, now - self.started)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+            self.bar.update()
+        elif now - self.printed > PRINT_EVERY_SECONDS or self.finished == self.total:
+            self.printed = now
+            left = duration((now - self.started) / self.finished * (self.total - self.finished))
+            print(f"  {self.finished} of {self.total} responses, {rate:,.0f} tokens/s, {left} left", file=self.terminal)
+
+
+def tokenize(model: str, revision: str | None, records: list[dict]) -> int:
+    """Give records their `prompt_ids`, one user turn in the model's chat template; return the longest's length.
+
+    Raises:
+        OSError: the hub has no such model, or cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    made: dict[str, list[int]] = {}
+    for record in records:
+        if (text := record["prompt"]) not in made:
+            turn = [{"role": "user", "content": text}]
+            made[text] = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        record["prompt_ids"] = made[text]
+    return max(map(len, made.values()))
+
+
+async def answer_all(records: list[dict], engines: list, done: Callable[[dict, dict], None]) -> Failures:
+    """Have engines answer every record, and call `done(record, result)` for each as it is finished.
+
+    Args:
+        records: each with `prompt_ids` (or `prompt`, for an endpoint) and `seed`.
+        engines: objects whose `generate(record)` returns a result, or raises RequestFailed or EngineLost.
+
+    Raises:
+        RuntimeError: every engine is lost.
+    """
+    waiting: asyncio.Queue = asyncio.Queue()
+    for record in records:
+        waiting.put_nowait((record, 1))
+    failed, lost = [], []
+
+    async def serve(engine) -> None:
+        while True:
+            record, tried = await waiting.get()
+            try:
+                done(record, await engine.generate(record))
+            except EngineLost as error:
+                waiting.put_nowait((record, tried))
+                lost.append(str(error))
+                return
+            except RequestFailed as error:
+                if tried < TRIES and not isinstance(error, Overflow):
+                    waiting.put_nowait((record, tried + 1))
+                else:
+                    failed.append((record, error))
+            finally:
+                waiting.task_done()
+
+    running = {asyncio.ensure_future(serve(engine)) for engine in engines for _ in range(IN_FLIGHT)}
+    everything = asyncio.ensure_future(waiting.join())
+    try:
+        while not everything.done():
+            ended, _ = await asyncio.wait({everything, *running}, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended - {everything}:
+                task.result()  # raises what `done` raised, such as a full disk
+                running.discard(task)
+            if not running:
+                raise RuntimeError(f"every engine died: {lost[-1]}")
+    finally:
+        for task in (everything, *running):
+            task.cancel()
+    return failed
+
+
+@contextlib.asynccontextmanager
+async def started_engines(settings: ModelSettings, length: int, sampling: dict):
+    """Yield the engines of a model, and what they report of themselves."""
+    if settings.endpoints:
+        engines = [Endpoint(url, settings.model, sampling) for url in settings.endpoints]
+        yield engines, [await engine.describe() for engine in engines]
+        return
+    options = engine_options(settings.model, length, settings.tensor_parallel) | {"revision": settings.revision}
+    async with ray_engines(options, sampling, settings.workers) as engines:
+        yield engines, [await engines[0].describe()]
+
+
+def answer(
+    records: list[dict],
+    settings: ModelSettings,
+    length: int,
+    sampling: dict,
+    log: Path,
+    done: Callable[[dict, dict], None],
+    started: Callable[[list[dict]], None] = lambda described: None,
+) -> Failures:
+    """Start engines and have them answer every record, as `answer_all` does, with their output in a log.
+
+    Args:
+        length: tokens of the longest prompt and response together; not used of servers.
+        sampling: vLLM's sampling parameters, but the seed.
+        started: called once with what the engines report of themselves.
+    """
+
+    async def run(terminal) -> Failures:
+        async with started_engines(settings, length, sampling) as (engines, described):
+            started(described)
+            progress = Progress(len(records), terminal)
+
+            def finished(record: dict, result: dict) -> None:
+                done(record, result)
+                progress.add(result["tokens"] or 0)
+
+            return await answer_all(records, engines, finished)
+
+    with output_into(log) as terminal:
+        return asyncio.run(run(terminal))
