@@ -4,6 +4,8 @@ import re
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # "(Actor pid=1) (EngineCore pid=2) ERROR 11-22 10:11:56 [core.py:1346] " in any combination
 PREFIX = re.compile(r"^(?:\((?:\w+ )?pid=[^)]*\) |(?:ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] )+")
@@ -12,6 +14,7 @@ ERROR_LINE = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit))(?:\(.*?
 WRAPPERS = ("RayTaskError", "ActorDiedError", "Error executing job")
 WARNING = "warning: "  # begins our own lines in a log, which are no cause of a failure
 CAUSE_CHARACTERS = 500
+PRINT_EVERY_SECONDS = 20.0  # where there is no terminal for a bar
 
 
 def duration(seconds: float) -> str:
@@ -49,3 +52,23 @@ class WaitingLine:
         if time.monotonic() - self.last >= self.every_seconds:
             self.last = time.monotonic()
             print(f"  {self.what} ... {self.last - self.started:.0f} s", flush=True)
+
+
+class ResponseProgress:
+    """A bar of finished responses, tokens per second and time left; now and then a message where no terminal is."""
+
+    def __init__(self, total: int, terminal):
+        self.total, self.terminal, self.tokens, self.finished = total, terminal, 0, 0
+        self.started = self.printed = time.monotonic()
+        self.bar = tqdm(total=total, file=terminal, unit=" responses") if terminal.isatty() else None
+
+    def add(self, tokens: int) -> None:
+        self.finished, self.tokens, now = self.finished + 1, self.tokens + tokens, time.monotonic()
+        rate = self.tokens / max(1e-9, now - self.started)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+            self.bar.update()
+        elif now - self.printed > PRINT_EVERY_SECONDS or self.finished == self.total:
+            self.printed = now
+            left = duration((now - self.started) / self.finished * (self.total - self.finished))
+            print(f"  {self.finished} of {self.total} responses, {rate:,.0f} tokens/s, {left} left", file=self.terminal)

@@ -5,49 +5,14 @@ what an engine held when it died goes to another.
 """
 
 import asyncio
-import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from common.driver import output_into
-from common.progress import duration
-from eval.engines import (
-    IN_FLIGHT,
-    TRIES,
-    Endpoint,
-    EngineLost,
-    ModelSettings,
-    Overflow,
-    RequestFailed,
-    engine_options,
-    ray_engines,
-)
+from common.progress import ResponseProgress
+from eval.engines import IN_FLIGHT, TRIES, EngineLost, ModelSettings, Overflow, RequestFailed, started_engines
 
-PRINT_EVERY_SECONDS = 20.0  # where there is no terminal for a bar
 Failures = list[tuple[dict, RequestFailed]]  # records that failed TRIES times or overflow, each with why
-
-
-class Progress:
-    """A bar of finished responses, tokens per second and time left; now and then a message where no terminal is."""
-
-    def __init__(self, total: int, terminal):
-        self.total, self.terminal, self.tokens, self.finished = total, terminal, 0, 0
-        self.started = self.printed = time.monotonic()
-        self.bar = tqdm(total=total, file=terminal, unit=" responses") if terminal.isatty() else None
-
-    def add(self, tokens: int) -> None:
-        self.finished, self.tokens, now = self.finished + 1, self.tokens + tokens, time.monotonic()
-        rate = self.tokens / max(1e-9, now - self.started)
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-            self.bar.update()
-        elif now - self.printed > PRINT_EVERY_SECONDS or self.finished == self.total:
-            self.printed = now
-            left = duration((now - self.started) / self.finished * (self.total - self.finished))
-            print(f"  {self.finished} of {self.total} responses, {rate:,.0f} tokens/s, {left} left", file=self.terminal)
 
 
 def tokenize(model: str, revision: str | None, records: list[dict]) -> int:
@@ -116,18 +81,6 @@ async def answer_all(records: list[dict], engines: list, done: Callable[[dict, d
     return failed
 
 
-@contextlib.asynccontextmanager
-async def started_engines(settings: ModelSettings, length: int, sampling: dict):
-    """Yield the engines of a model, and what they report of themselves."""
-    if settings.endpoints:
-        engines = [Endpoint(url, settings.model, sampling) for url in settings.endpoints]
-        yield engines, [await engine.describe() for engine in engines]
-        return
-    options = engine_options(settings.model, length, settings.tensor_parallel) | {"revision": settings.revision}
-    async with ray_engines(options, sampling, settings.workers) as engines:
-        yield engines, [await engines[0].describe()]
-
-
 def answer(
     records: list[dict],
     settings: ModelSettings,
@@ -148,7 +101,7 @@ def answer(
     async def run(terminal) -> Failures:
         async with started_engines(settings, length, sampling) as (engines, described):
             started(described)
-            progress = Progress(len(records), terminal)
+            progress = ResponseProgress(len(records), terminal)
 
             def finished(record: dict, result: dict) -> None:
                 done(record, result)

@@ -45,11 +45,7 @@ class ModelSettings:
     revision: str | None = None
     workers: int | None = None  # engines; None: one on every GPU, or one on a CPU
     tensor_parallel: int = 1
-    endpoints: tuple[str, ...] = ()
-
-    @classmethod
-    def from_arguments(cls, model: str, args: argparse.Namespace) -> "ModelSettings":
-        return cls(model, args.revision, args.workers, args.tensor_parallel, tuple(args.endpoint or ()))
+    endpoint: list[str] | None = None
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -253,11 +249,7 @@ def actor_variables(address: str, workers: int) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def ray_engines(options: dict, sampling: dict, workers: int | None) -> AsyncIterator[list[RayEngine]]:
-    """Start engines on the Ray cluster that RAY_ADDRESS names, or on this machine alone, and yield them ready.
-
-    Raises:
-        ValueError: the cluster has too few GPUs for them.
-    """
+    """Start engines on the Ray cluster that RAY_ADDRESS names, or on this machine alone, and yield them ready."""
     import ray
 
     address, gpus_each = os.environ.get("RAY_ADDRESS") or "local", options["tensor_parallel_size"]
@@ -283,3 +275,15 @@ async def ray_engines(options: dict, sampling: dict, workers: int | None) -> Asy
         yield engines
     finally:
         ray.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def started_engines(settings: ModelSettings, length: int, sampling: dict):
+    """Yield the engines of a model, and what they report of themselves."""
+    if settings.endpoint:
+        engines = [Endpoint(url, settings.model, sampling) for url in settings.endpoint]
+        yield engines, [await engine.describe() for engine in engines]
+        return
+    options = engine_options(settings.model, length, settings.tensor_parallel) | {"revision": settings.revision}
+    async with ray_engines(options, sampling, settings.workers) as engines:
+        yield engines, [await engines[0].describe()]

@@ -16,11 +16,10 @@ import argparse
 import contextlib
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from common.command import positive, within
+from common.command import positive, settings, within
 from common.command import run as run_command
 from common.driver import one_driver
 from common.files import write_text
@@ -29,7 +28,7 @@ from common.machine import Demand, device, in_use, lacks
 from common.models import check_model
 from eval.answering import Failures, answer, tokenize
 from eval.engines import GPU_OPTIONS, ModelSettings, add_engine_arguments
-from eval.samples import ENDING, Protocol
+from eval.samples import ENDING, PROTOCOL
 from eval.tasks import PROMPTS, SampleSettings, missing_samples
 
 
@@ -42,29 +41,21 @@ def check_gpus(model: ModelSettings) -> None:
         raise ValueError(problems[0])
 
 
-def longest(records: list[dict], model: ModelSettings, max_tokens: int) -> int:
-    """Tokenize the prompts for engines started here, and check that these can serve them; 0 for servers."""
-    if model.endpoints:
-        return 0
-    length = tokenize(model.model, model.revision, records) + max_tokens
-    check_model(model.model, length)
-    check_gpus(model)
-    return length
-
-
 def sample_into(folder: Path, records: list[dict], by_task: dict[str, dict], model: ModelSettings) -> Failures:
     """Have every record answered, its sample appended to its task's file at once."""
     sampling = {name: next(iter(by_task.values()))[name] for name in ("temperature", "top_p", "max_tokens")}
-    length = longest(records, model, sampling["max_tokens"])
-    log = folder / "generate.log"
+    length, log = 0, folder / "generate.log"
+    if not model.endpoint:
+        length = tokenize(model.model, model.revision, records) + sampling["max_tokens"]
+        check_model(model.model, length)
+        check_gpus(model)
     print(f"  {len(records)} samples of {model.model}, the engines' output in {log}", flush=True)
-
     with contextlib.ExitStack() as stack:
         files: dict[str, TextIO] = {}
 
         def started(described: list[dict]) -> None:
-            for task, settings in by_task.items():
-                text = json.dumps(settings | {"engines": described}, indent=2)
+            for task, values in by_task.items():
+                text = json.dumps(values | {"engines": described}, indent=2)
                 write_text(folder / f"{task}.meta.json", text + "\n")
                 files[task] = stack.enter_context(open(folder / f"{task}{ENDING}", "a"))
 
@@ -76,16 +67,16 @@ def sample_into(folder: Path, records: list[dict], by_task: dict[str, dict], mod
         return answer(records, model, length, sampling, log, done, started)
 
 
-def generate(settings: SampleSettings, model: ModelSettings) -> int:
+def generate(wanted: SampleSettings, model: ModelSettings) -> int:
     """Generate what is missing of every task and return the exit status."""
-    if not model.endpoints:
+    if not model.endpoint:
         check_model(model.model)
-    with one_driver(settings.output):
-        missing, by_task = missing_samples(settings, model)
+    with one_driver(wanted.output):
+        missing, by_task = missing_samples(wanted, model)
         if not missing:
-            print(f"{settings.output}: all samples are there")
+            print(f"{wanted.output}: all samples are there")
             return 0
-        failed = sample_into(settings.output, missing, by_task, model)
+        failed = sample_into(wanted.output, missing, by_task, model)
         if failed:
             print(f"  {len(failed)} samples failed: {str(failed[0][1])[:300]}; the same command tries them again")
         return int(bool(failed))
@@ -104,11 +95,9 @@ def main() -> int:
     parser.add_argument("--prompt", choices=sorted(PROMPTS), help="default %(default)s")
     parser.add_argument("--base-seed", type=int, default=0, help="every sample's seed derives from it")
     add_engine_arguments(parser)
-    parser.set_defaults(**asdict(Protocol()))
+    parser.set_defaults(**PROTOCOL)
     args = parser.parse_args()
-    protocol = Protocol(args.prompt, args.temperature, args.top_p, args.max_tokens)
-    settings = SampleSettings(args.bench, args.output, args.tasks, args.samples, args.base_seed, protocol)
-    return generate(settings, ModelSettings.from_arguments(args.model, args))
+    return generate(settings(SampleSettings, args), settings(ModelSettings, args))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ example: python -m eval.grade outputs/demo/eval/base
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.command import run as run_command
-from common.command import within
+from common.command import settings, within
 from common.driver import one_driver
 from common.files import sha256, write_text
 from common.json_lines import read_json
@@ -27,17 +27,14 @@ from data_prep.benchmarks import BENCHMARKS
 from eval import judge
 from eval.engines import ModelSettings, add_engine_arguments
 from eval.grading import JUDGED, OFFICIAL, TYPED, Cache, Grade, grade_samples
-from eval.samples import ENDING, Protocol, read_samples, sample_files
+from eval.samples import ENDING, PROTOCOL, read_samples, sample_files
 from eval.scores import by_problem, diversity, grade_lines, mean_scores, score_task
-
-PROTOCOL = tuple(asdict(Protocol()))  # what scores.json keeps of a task's settings
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
-    """A judge, and the fraction of accepted samples that it audits."""
+class JudgeSettings(ModelSettings):
+    """A model that judges; `audit`: the fraction of accepted samples that it sees."""
 
-    model: ModelSettings
     audit: float = 0.05
 
 
@@ -50,11 +47,7 @@ def settings_of(path: Path, task: str) -> dict:
 
 
 def grade_task(path: Path, task: str, problem_count: int | None, cache: Cache) -> tuple[list[Grade], float]:
-    """Grade a task's samples; return the grades and distinct-4.
-
-    Raises:
-        ValueError: samples are missing.
-    """
+    """Return the grades of a task's samples, and distinct-4."""
     records = read_samples(path, task)
     if not records:
         raise ValueError(f"{path}: holds no samples; run eval.generate again")
@@ -68,15 +61,17 @@ def grade_task(path: Path, task: str, problem_count: int | None, cache: Cache) -
     return grades, cache.known[key]
 
 
-def with_verdicts(grades: dict[str, list[Grade]], settings: JudgeSettings, folder: Path) -> dict[str, list[Grade]]:
+def with_verdicts(
+    grades: dict[str, list[Grade]], judge_settings: JudgeSettings, folder: Path
+) -> dict[str, list[Grade]]:
     """Ask the judge about what the rule rejected and a fraction of what it accepted."""
 
     def is_asked(grade: Grade) -> bool:
         accepted = grade.is_correct(OFFICIAL)
-        return not accepted or judge.is_audited(settings.audit, grade.task, grade.problem_id, grade.sample)
+        return not accepted or judge.is_audited(judge_settings.audit, grade.task, grade.problem_id, grade.sample)
 
     questions = (grade.question for graded in grades.values() for grade in filter(is_asked, graded))
-    verdicts = judge.ask(questions, folder, settings.model)
+    verdicts = judge.ask(questions, folder, judge_settings)
     return {
         task: [replace(g, verdict=verdicts[g.question]) if is_asked(g) else g for g in graded]
         for task, graded in grades.items()
@@ -86,12 +81,12 @@ def with_verdicts(grades: dict[str, list[Grade]], settings: JudgeSettings, folde
 def grade_folder(folder: Path, judge_settings: JudgeSettings | None = None) -> dict:
     """Grade every task of a folder and return its scores."""
     files, cache = sample_files(folder), Cache(folder / "grades.cache.jsonl")
-    if judge_settings and not judge_settings.model.endpoints:
-        check_model(judge_settings.model.model)
-    settings = {task: settings_of(path, task) for task, path in files.items()}
+    if judge_settings and not judge_settings.endpoint:
+        check_model(judge_settings.model)
+    made_by = {task: settings_of(path, task) for task, path in files.items()}
     grades, distinct = {}, {}
     for task, path in files.items():
-        grades[task], distinct[task] = grade_task(path, task, settings[task].get("problem_count"), cache)
+        grades[task], distinct[task] = grade_task(path, task, made_by[task].get("problem_count"), cache)
     tracks = (OFFICIAL, TYPED)
     if judge_settings:
         grades, tracks = with_verdicts(grades, judge_settings, folder), (*tracks, JUDGED)
@@ -101,13 +96,13 @@ def grade_folder(folder: Path, judge_settings: JudgeSettings | None = None) -> d
         tasks[task] = score_task(grades[task], path, tracks, distinct[task])
     means = mean_scores(tasks)
     scores = {
-        "model": next(iter(settings.values()))["model"],
-        "protocol": {task: {name: values.get(name) for name in PROTOCOL} for task, values in settings.items()},
+        "model": next(iter(made_by.values()))["model"],
+        "protocol": {task: {name: values.get(name) for name in PROTOCOL} for task, values in made_by.items()},
         "track": OFFICIAL,  # whose average is a model's score
         "mean": means[OFFICIAL]["avg"],
         "ci95": means[OFFICIAL]["ci95"],
         "means": means,
-        "judge": {"model": judge_settings.model.model, "audit": judge_settings.audit} if judge_settings else None,
+        "judge": {"model": judge_settings.model, "audit": judge_settings.audit} if judge_settings else None,
         "tasks": tasks,
     }
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
@@ -117,16 +112,17 @@ def grade_folder(folder: Path, judge_settings: JudgeSettings | None = None) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with samples")
-    parser.add_argument("--judge", nargs="?", const=judge.DEFAULT, metavar="MODEL", help=f"default {judge.DEFAULT}")
+    parser.add_argument(
+        "--judge", dest="model", nargs="?", const=judge.DEFAULT, metavar="MODEL", help=f"default {judge.DEFAULT}"
+    )
     parser.add_argument(
         "--audit", type=within(0, 1), default=0.05, help="fraction of accepted samples it sees (%(default)s)"
     )
     add_engine_arguments(parser)
     args = parser.parse_args()
     sample_files(args.folder)
-    settings = JudgeSettings(ModelSettings.from_arguments(args.judge, args), args.audit) if args.judge else None
     with one_driver(args.folder):
-        scores = grade_folder(args.folder, settings)
+        scores = grade_folder(args.folder, settings(JudgeSettings, args) if args.model else None)
     for task, values in scores["tasks"].items():
         low, high = values["ci95"]
         others = [f"{track} {100 * s['avg']:.1f}" for track, s in values["tracks"].items() if track != OFFICIAL]

@@ -73,11 +73,6 @@ class Grade:
         return self.outcomes[track] in official.CORRECT
 
 
-def versions(*names: str) -> str:
-    """List what decides outcomes beside our own code."""
-    return " ".join(importlib.metadata.version(name) for name in names)
-
-
 def comparisons(record: dict) -> dict[str, tuple[str, Callable, tuple]]:
     """Map tracks to a sample's final answer, what grades it and its reference; only where it has an answer."""
     reference = record["answer"]
@@ -89,38 +84,35 @@ def comparisons(record: dict) -> dict[str, tuple[str, Callable, tuple]]:
     return {track: comparison for track, comparison in found.items() if comparison[0] is not None}
 
 
-def outcomes(records: list[dict], task: str, cache: Cache) -> list[dict[str, str]]:
-    """Grade samples, looking up what is known; return each one's outcome by track."""
-    version = {
-        OFFICIAL: f"{official.VERSION} {versions('sympy', 'pylatexenc')}",
-        TYPED: f"{typed.VERSION} {versions('sympy', 'math-verify')}",
-    }
-    wanted, keys = {}, []
-    for record in records:
-        keys.append({})
-        for track, (answer, grade, reference) in comparisons(record).items():
-            key = keys[-1][track] = cache.key(track, version[track], answer, *map(str, reference))
-            wanted[key] = (grade, rf"\boxed{{{answer}}}", *reference)
-    cache.fill(wanted, lambda grade, *arguments: grade(*arguments)[0], task)
-    return [{track: cache.known[by[track]] if track in by else "no_box" for track in (OFFICIAL, TYPED)} for by in keys]
-
-
-def make_grade(record: dict, found: dict[str, str]) -> Grade:
-    answer = official.boxed(record["response"])
-    if answer is not None:
-        answer = answer[: official.MAX_CHARACTERS]
-    shown = final_part(record["response"], last_boxed(record["response"]) or "")
-    kept = {name: record.get(name) for name in ("task", "problem_id", "sample", "tokens", "finish_reason")}
-    return Grade(
-        **kept,
-        answer=answer,
-        vote=None if answer is None else official.normal_form(answer),
-        question=Question(record["prompt"] or "", record["answer"], shown),
-        outcomes=found,
-    )
+def track_versions() -> dict[str, str]:
+    """Return what decides each track's outcomes beside the answers."""
+    sympy, pylatexenc, math_verify = map(importlib.metadata.version, ("sympy", "pylatexenc", "math-verify"))
+    return {OFFICIAL: f"{official.VERSION} {sympy} {pylatexenc}", TYPED: f"{typed.VERSION} {sympy} {math_verify}"}
 
 
 def grade_samples(records: list[dict], task: str, cache: Cache) -> list[Grade]:
     """Grade the samples of a task; ValueError for a correction that was written for another reference answer."""
-    found = outcomes(records, task, cache)
-    return [make_grade(record, by_track) for record, by_track in zip(records, found, strict=True)]
+    wanted, keys, versions = {}, [], track_versions()
+    for record in records:
+        keys.append({})
+        for track, (answer, grade, reference) in comparisons(record).items():
+            keys[-1][track] = key = cache.key(track, versions[track], answer, *map(str, reference))
+            wanted[key] = (grade, rf"\boxed{{{answer}}}", *reference)
+    cache.fill(wanted, lambda grade, *arguments: grade(*arguments)[0], task)
+    return [
+        make_grade(record, {track: cache.known[by[track]] if track in by else "no_box" for track in (OFFICIAL, TYPED)})
+        for record, by in zip(records, keys, strict=True)
+    ]
+
+
+def make_grade(record: dict, outcomes: dict[str, str]) -> Grade:
+    response, answer = record["response"], official.boxed(record["response"])
+    answer = None if answer is None else answer[: official.MAX_CHARACTERS]
+    shown = final_part(response, last_boxed(response) or "")
+    return Grade(
+        **{name: record.get(name) for name in ("task", "problem_id", "sample", "tokens", "finish_reason")},
+        answer=answer,
+        vote=None if answer is None else official.normal_form(answer),
+        question=Question(record["prompt"] or "", record["answer"], shown),
+        outcomes=outcomes,
+    )

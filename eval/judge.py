@@ -5,6 +5,7 @@ whole response. Here the judge has the question and the final answer alone, and 
 accepted: a judge that sees only rejects can never undo a wrong accept. Greedy, so the same question is asked once.
 """
 
+import bisect
 import hashlib
 import json
 from collections.abc import Iterable
@@ -91,7 +92,7 @@ def ask_model(
 
     fitting = [{"question": question, "prompt": question.prompt, "seed": 0} for question in questions]
     overflowing, length = [], 0
-    if not model.endpoints:
+    if not model.endpoint:
         fitting, overflowing, length = split_by_context(fitting, model)
     print(f"  {len(fitting)} questions to {model.model}, the engines' output in {log}", flush=True)
     failed = answer(fitting, model, length, {"temperature": 0.0, "max_tokens": REPLY_TOKENS}, log, done)
@@ -109,12 +110,11 @@ def split_by_context(records: list[dict], model: ModelSettings) -> tuple[list[di
 
     window = AutoConfig.from_pretrained(model.model, revision=model.revision).max_position_embeddings
     tokenize(model.model, model.revision, records)
-    lengths = {id(record): len(record["prompt_ids"]) + REPLY_TOKENS for record in records}
-    fitting = [record for record in records if lengths[id(record)] <= window]
+    ordered = sorted(records, key=lambda record: len(record["prompt_ids"]))
+    lengths = [len(record["prompt_ids"]) + REPLY_TOKENS for record in ordered]
+    fitting = bisect.bisect_right(lengths, window)
     if not fitting:
         raise ValueError(
-            f"judge {model.model}: its context of {window} tokens holds no question; "
-            f"the shortest has {min(lengths.values())}"
+            f"judge {model.model}: its context of {window} tokens holds no question; the shortest has {lengths[0]}"
         )
-    overflowing = [record for record in records if lengths[id(record)] > window]
-    return fitting, overflowing, max(lengths[id(record)] for record in fitting)
+    return ordered[:fitting], ordered[fitting:], lengths[fitting - 1]

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_prep.benchmarks import BENCHMARKS
 from eval.statistics import sampling_error
-from eval.tables import Table, signed_percent
+from eval.tables import Table, interval_cell, signed_percent
 
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
 NORMAL_95 = 1.96
@@ -39,12 +39,11 @@ def beside_published(tasks: dict[str, dict], paper: dict[str, float]) -> Table:
     for name, group in groups.items():
         for track in tasks[group[0]]["tracks"]:
             results = {task: tasks[task]["tracks"][track] for task in group}
-            errors = [
-                sampling_error(np.array([*result["per_problem"].values()]), sizes[task][1])
-                for task, result in results.items()
-            ]
+            fractions = {task: np.array([*result["per_problem"].values()]) for task, result in results.items()}
+            error = math.hypot(*(sampling_error(table, sizes[task][1]) for task, table in fractions.items()))
+            half = NORMAL_95 * math.sqrt(2) * error / len(group)
             ours = sum(result["avg"] for result in results.values()) / len(group)
-            half, value = NORMAL_95 * math.sqrt(2) * math.hypot(*errors) / len(group), ours - paper[name]
+            gap = ours - paper[name]
             row = {"benchmark": name, "grader": track, "ours": ours, "published": paper[name]}
-            rows.append(row | {"difference": {"value": value, "low": value - half, "high": value + half}})
+            rows.append(row | {"difference": interval_cell(gap, (gap - half, gap + half))})
     return Table(rows, {"published": lambda value: f"{100 * value:.2f}", "difference": signed_percent})

@@ -49,7 +49,7 @@ def draw(results: Results, scores: dict[str, dict], folder: Path) -> list[str]:
     draw_scores(scores, folder / "scores.png")
     drawn = ["scores.png"]
     passes = {
-        task: {name: result["tracks"][results.track]["pass"] for name, result in models.items()}
+        task: {name: part["tracks"][results.track]["pass"] for name, part in models.items()}
         for task, models in results.tasks.items()
     }
     if any(len(by_k) > 1 for models in passes.values() for by_k in models.values()):
@@ -68,23 +68,27 @@ def evaluation_context(
 ) -> tuple[dict, dict[str, Table]]:
     """Return what the template shows of evaluations, their figures drawn into `folder`, and the tables by name."""
     results = Results(scores)
-    by_row = {row: results.scores(row) for row in results.rows}
-    differences = [sections.difference(results, model) for model in results.models[1:]]
-    published = sections.published(scores, row)
-    clean = sections.clean(results, manifest)
-    tables = {"scores": sections.score_table(results, by_row)}
-    tables |= {f"{found['model']} minus {results.models[0]}": found["table"] for found in differences}
-    tables |= {f"{found['model']} beside the published": found["table"] for found in published}
-    tables |= {
-        "clean": clean["table"],
+    by_row = {row: results.scores(row, results.track) for row in results.rows}
+    context = {
+        "results": results,
+        "figures": draw(results, by_row, folder),
+        "protocol": sections.protocol(scores),
+        "differences": [sections.difference(results, model) for model in results.models[1:]],
+        "published": sections.published(scores, row),
+        "source": PUBLISHED["source"],
+        "clean": sections.clean(scores, manifest),
+        "failing": sections.failing_tracks(results),
+    }
+    tables = {
+        "scores": Table([{"benchmark": results.label(row), **cells} for row, cells in by_row.items()]),
+        **{found["name"]: found["table"] for found in context["differences"]},
+        **{f"{found['model']} beside the published": found["table"] for found in context["published"]},
+        "clean": context["clean"].get("table"),
         "tracks": sections.track_table(results),
         "judge": sections.judge_table(results),
         "attempts": sections.attempt_table(results),
         "responses": sections.response_table(results),
     }
-    context = {"results": results, "differences": differences, "published": published, "clean": clean}
-    context |= {"protocol": sections.protocol(scores), "failing": sections.failing_tracks(results)}
-    context |= {"source": PUBLISHED["source"], "figures": draw(results, by_row, folder)}
     return context, {name: table for name, table in tables.items() if table and table.rows}
 
 
@@ -96,9 +100,6 @@ def write(
     Args:
         manifest: of the training set.
         row: of the published table, to put the last model beside.
-
-    Raises:
-        ValueError: a folder is no run's and no evaluation's, or what is there cannot be compared.
     """
     if output is None and len(folders) > 1:
         raise ValueError("a report on several folders needs --output DIR")

@@ -8,32 +8,19 @@ and the like, have `example_id`, `prompt`, `answer`, `seed` and `response`.
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.json_lines import read_lines
 from data_prep.benchmarks import BENCHMARKS
 
 ENDING = ".samples.jsonl"
+# How the release samples, beside the number of samples.
+PROTOCOL = {"prompt": "evaluation", "temperature": 0.7, "top_p": 0.9, "max_tokens": 31744}
 RELEASED = re.compile(r"(.+?)_t[\d.]+_p[\d.]+_n\d+-MNT\d+\.jsonl")
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How responses are sampled, beside their number; the defaults are the release's."""
-
-    prompt: str = "evaluation"
-    temperature: float = 0.7
-    top_p: float = 0.9
-    max_tokens: int = 31744
-
-
 def sample_files(folder: Path) -> dict[str, Path]:
-    """Map tasks to samples files, ours or the release's, in the order of the paper's table.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Map tasks to samples files, ours or the release's, in the order of the paper's table."""
     files = {path.name.removesuffix(ENDING): path for path in sorted(folder.glob(f"*{ENDING}"))}
     names = {task.lower(): task for task in BENCHMARKS}
     for path in sorted(folder.glob("*.jsonl")):
@@ -49,11 +36,7 @@ def sample_files(folder: Path) -> dict[str, Path]:
 
 
 def read_samples(path: Path, task: str | None = None) -> list[dict]:
-    """Read a samples file, in either format, as ours; truncated lines are left out with a note.
-
-    Raises:
-        ValueError: a sample lacks a field or is there twice; the message names it.
-    """
+    """Read a samples file, in either format, as ours; truncated lines are left out with a note."""
     records, truncated = read_lines(path)
     if truncated:
         print(f"{path}: {truncated} truncated lines left out", file=sys.stderr)

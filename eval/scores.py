@@ -17,11 +17,7 @@ BINS = 30  # of the histograms of lengths
 
 
 def by_problem(grades: Iterable[Grade], path: Path) -> dict[str, list[Grade]]:
-    """Map problem ids to their samples.
-
-    Raises:
-        ValueError: some problems have more samples than others; the mean would favour them.
-    """
+    """Map problem ids to their samples; ValueError if some have more than others: the mean would favour them."""
     problems: dict[str, list[Grade]] = {}
     for grade in grades:
         problems.setdefault(grade.problem_id, []).append(grade)
@@ -82,7 +78,6 @@ def count_verdicts(grades: list[Grade]) -> dict | None:
 
 
 def score_task(grades: list[Grade], path: Path, tracks: Iterable[str], distinct_4: float) -> dict:
-    """Return a task's statistics; raises what `by_problem` raises."""
     problems = by_problem(grades, path)
     by_track = {track: score_track(problems, track) for track in tracks}
     reasons = {track: Counter(grade.outcomes[track] for grade in grades) for track in (OFFICIAL, TYPED)}

@@ -18,24 +18,26 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def percent(value: float | dict | None, signed: bool = False) -> str:
-    """Format a fraction as "41.2", or one with its interval as "41.2 [38.0, 44.5]"."""
-    if value is None:
-        return "-"
-    fractions = value.values() if isinstance(value, dict) else (value,)
-    middle, *ends = (round(100 * fraction, 1) + 0.0 for fraction in fractions)  # + 0.0: no "-0.0"
-    text = f"{middle:+.1f}" if signed else f"{middle:.1f}"
-    return f"{text} [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else text
-
-
-def signed_percent(value: dict) -> str:
-    return percent(value, signed=True)
-
-
 def listed(names: Iterable[str]) -> str:
     """Join names as "a, b and c"."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def interval_cell(value: float, bounds: tuple[float, float], *_) -> dict[str, float]:
+    """Return what report.json has of a fraction with its interval."""
+    return {"value": value, "low": bounds[0], "high": bounds[1]}
+
+
+def percent(value: float | dict, sign: str = "") -> str:
+    """Format a fraction as "41.2", or one with its interval as "41.2 [38.0, 44.5]"."""
+    fractions = value.values() if isinstance(value, dict) else (value,)
+    middle, *ends = (round(100 * fraction, 1) + 0.0 for fraction in fractions)  # + 0.0: no "-0.0"
+    return f"{middle:{sign}.1f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "")
+
+
+def signed_percent(value: dict) -> str:
+    return percent(value, sign="+")
 
 
 class Table(NamedTuple):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import digest
@@ -12,7 +12,7 @@ from data_prep.benchmarks import BENCHMARKS
 from data_prep.prompt import evaluation_prompt, training_prompt
 from data_prep.rows import read_rows
 from eval.engines import ModelSettings
-from eval.samples import ENDING, Protocol, read_samples
+from eval.samples import ENDING, PROTOCOL, read_samples
 
 PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
 DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's
@@ -27,10 +27,13 @@ class SampleSettings:
 
     bench: Path
     output: Path
-    tasks: str | None = None
-    samples: int | None = None
-    base_seed: int = 0
-    protocol: Protocol = field(default_factory=Protocol)
+    tasks: str | None
+    samples: int | None
+    prompt: str
+    temperature: float
+    top_p: float
+    max_tokens: int
+    base_seed: int
 
     def count(self, task: str) -> int:
         return self.samples or (BENCHMARKS[task].samples if task in BENCHMARKS else DEFAULT_SAMPLES)
@@ -46,14 +49,7 @@ def sample_seed(base_seed: int, task: str, problem_id: str, sample: int) -> int:
 
 
 def wanted_samples(task: str, rows, prompt: str, samples: int, base_seed: int) -> list[dict]:
-    """Make a record for every sample of a task, all fields but those of the response.
-
-    Args:
-        rows: the task's data frame.
-
-    Raises:
-        ValueError: rows lack a field, or two have the same index.
-    """
+    """Make a record for every sample of a task, of whose rows `rows` is the frame: all but the response's fields."""
     wanted = {}
     for row in rows.to_dict("records"):
         extra = row["extra_info"]
@@ -87,11 +83,7 @@ def task_files(bench: Path, names: str | None) -> dict[str, Path]:
 
 
 def check_fingerprint(path: Path, settings: dict) -> None:
-    """Compare a task's settings with those in `path`, which made the samples that are there.
-
-    Raises:
-        ValueError: they differ, or are not known; the message names the first that does.
-    """
+    """Compare a task's settings with those in `path`, which made the samples that are there."""
     there = read_json(path, "model")
     for name in FINGERPRINTED:
         if there.get(name) != settings[name]:
@@ -114,17 +106,13 @@ def without_done(wanted: list[dict], path: Path, settings: dict) -> list[dict]:
 
 
 def missing_samples(settings: SampleSettings, model: ModelSettings) -> tuple[list[dict], dict[str, dict]]:
-    """Return a record for every sample that is missing, and for each task what its `meta.json` holds.
-
-    Raises:
-        ValueError: an unknown task, samples of other settings, a damaged file.
-    """
+    """Return a record for every sample that is missing, and for each task what its `meta.json` holds."""
     shared = {"model": model.model, "revision": model.revision, "files": model_digest(model.model)}
-    shared |= {"endpoint": bool(model.endpoints), **asdict(settings.protocol), "base_seed": settings.base_seed}
+    shared |= {"endpoint": bool(model.endpoint)} | {name: getattr(settings, name) for name in (*PROTOCOL, "base_seed")}
     missing, by_task = [], {}
     for task, path in task_files(settings.bench, settings.tasks).items():
         samples = settings.count(task)
-        wanted = wanted_samples(task, read_rows(path), settings.protocol.prompt, samples, settings.base_seed)
+        wanted = wanted_samples(task, read_rows(path), settings.prompt, samples, settings.base_seed)
         problems = digest([text for record in wanted[::samples] for text in (record["prompt"], record["answer"])])
         by_task[task] = shared | {"task": task, "problems": problems, "samples": samples}
         by_task[task]["problem_count"] = len(wanted) // samples

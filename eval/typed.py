@@ -21,17 +21,12 @@ VERSION = 1  # raise it whenever an outcome may change: caches of grades go by i
 # their last digit (`Reading.tolerance`).
 RELATIVE_TOLERANCE = Decimal("1e-6")
 
-corrections = functools.cache(corrections)
-
 
 @functools.cache
 def reference_answer(released: str, task: str = "", problem_id: str = "") -> tuple[str, Reading]:
     """Read a reference answer: its text without delimiters and its meaning, both with today's correction if it has one.
 
     When it is graded, not when it is sampled: a correction holds for the samples that are there.
-
-    Raises:
-        ValueError: the correction was written for another answer.
     """
     return corrected(released, task, corrections().get(problem_id))
 
