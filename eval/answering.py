@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from common.driver import output_into
-from common.progress import ResponseProgress
+from common.progress import ResponseProgress, output_into
 from eval.engines import IN_FLIGHT, TRIES, EngineLost, ModelSettings, Overflow, RequestFailed, started_engines
 
 Failures = list[tuple[dict, RequestFailed]]  # records that failed TRIES times or overflow, each with why

@@ -21,11 +21,11 @@ from typing import TextIO
 
 from common.command import positive, settings, within
 from common.command import run as run_command
-from common.driver import one_driver
 from common.files import write_text
 from common.json_lines import format_line
 from common.machine import Demand, device, in_use, lacks
 from common.models import check_model
+from common.processes import held_folder
 from eval.answering import Failures, answer, tokenize
 from eval.engines import GPU_OPTIONS, ModelSettings, add_engine_arguments
 from eval.samples import ENDING, PROTOCOL
@@ -71,7 +71,7 @@ def generate(wanted: SampleSettings, model: ModelSettings) -> int:
     """Generate what is missing of every task and return the exit status."""
     if not model.endpoint:
         check_model(model.model)
-    with one_driver(wanted.output):
+    with held_folder(wanted.output):
         missing, by_task = missing_samples(wanted, model)
         if not missing:
             print(f"{wanted.output}: all samples are there")

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from common.command import run as run_command
 from common.command import settings, within
-from common.driver import one_driver
 from common.files import sha256, write_text
 from common.json_lines import read_json
 from common.models import check_model
+from common.processes import held_folder
 from data_prep.benchmarks import BENCHMARKS
 from eval import judge
 from eval.engines import ModelSettings, add_engine_arguments
@@ -121,7 +121,7 @@ def main() -> None:
     add_engine_arguments(parser)
     args = parser.parse_args()
     sample_files(args.folder)
-    with one_driver(args.folder):
+    with held_folder(args.folder):
         scores = grade_folder(args.folder, settings(JudgeSettings, args) if args.model else None)
     for task, values in scores["tasks"].items():
         low, high = values["ci95"]
