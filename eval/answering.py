@@ -5,21 +5,29 @@ what an engine held when it died goes to another.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+from common.machine import Demand, device, in_use, lacks
+from common.models import check_model
 from common.progress import ResponseProgress, output_into
-from eval.engines import IN_FLIGHT, TRIES, EngineLost, ModelSettings, Overflow, RequestFailed, started_engines
+from eval.engines import (
+    GPU_OPTIONS,
+    IN_FLIGHT,
+    TRIES,
+    EngineLost,
+    ModelSettings,
+    Overflow,
+    RequestFailed,
+    started_engines,
+)
 
 Failures = list[tuple[dict, RequestFailed]]  # records that failed TRIES times or overflow, each with why
 
 
-def tokenize(model: str, revision: str | None, records: list[dict]) -> int:
-    """Give records their `prompt_ids`, one user turn in the model's chat template; return the longest's length.
-
-    Raises:
-        OSError: the hub has no such model, or cannot be reached.
-    """
+def tokenize(model: str, revision: str | None, records: list[dict]) -> None:
+    """Give records their `prompt_ids`, one user turn in the model's chat template; OSError where the hub has none."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
@@ -29,7 +37,16 @@ def tokenize(model: str, revision: str | None, records: list[dict]) -> int:
             turn = [{"role": "user", "content": text}]
             made[text] = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
         record["prompt_ids"] = made[text]
-    return max(map(len, made.values()))
+
+
+def check_engines(settings: ModelSettings, length: int) -> None:
+    """Raise a ValueError of one line if the model's context is too short, or this machine's GPUs cannot serve it."""
+    check_model(settings.model, length)
+    if device() == "cpu" or os.environ.get("RAY_ADDRESS"):
+        return
+    demand = Demand((settings.workers or 1) * settings.tensor_parallel, GPU_OPTIONS["gpu_memory_utilization"])
+    if problems := lacks(demand) or in_use(demand):
+        raise ValueError(problems[0])
 
 
 async def answer_all(records: list[dict], engines: list, done: Callable[[dict, dict], None]) -> Failures:
@@ -83,7 +100,6 @@ async def answer_all(records: list[dict], engines: list, done: Callable[[dict, d
 def answer(
     records: list[dict],
     settings: ModelSettings,
-    length: int,
     sampling: dict,
     log: Path,
     done: Callable[[dict, dict], None],
@@ -92,10 +108,13 @@ def answer(
     """Start engines and have them answer every record, as `answer_all` does, with their output in a log.
 
     Args:
-        length: tokens of the longest prompt and response together; not used of servers.
         sampling: vLLM's sampling parameters, but the seed.
         started: called once with what the engines report of themselves.
     """
+    length = 0
+    if not settings.endpoint:
+        length = max(len(record["prompt_ids"]) for record in records) + sampling["max_tokens"]
+        check_engines(settings, length)
 
     async def run(terminal) -> Failures:
         async with started_engines(settings, length, sampling) as (engines, described):

@@ -15,7 +15,6 @@ example: python -m eval.generate --model models/demo --bench data/demo --tasks t
 import argparse
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import TextIO
 
@@ -23,32 +22,20 @@ from common.command import positive, settings, within
 from common.command import run as run_command
 from common.files import write_text
 from common.json_lines import format_line
-from common.machine import Demand, device, in_use, lacks
 from common.models import check_model
 from common.processes import held_folder
 from eval.answering import Failures, answer, tokenize
-from eval.engines import GPU_OPTIONS, ModelSettings, add_engine_arguments
+from eval.engines import ModelSettings, add_engine_arguments
 from eval.samples import ENDING, PROTOCOL
 from eval.tasks import PROMPTS, SampleSettings, missing_samples
-
-
-def check_gpus(model: ModelSettings) -> None:
-    """Raise a ValueError of one line if this machine's GPUs cannot serve the engines, or something else uses them."""
-    if device() == "cpu" or os.environ.get("RAY_ADDRESS"):
-        return
-    demand = Demand((model.workers or 1) * model.tensor_parallel, GPU_OPTIONS["gpu_memory_utilization"])
-    if problems := lacks(demand) or in_use(demand):
-        raise ValueError(problems[0])
 
 
 def sample_into(folder: Path, records: list[dict], by_task: dict[str, dict], model: ModelSettings) -> Failures:
     """Have every record answered, its sample appended to its task's file at once."""
     sampling = {name: next(iter(by_task.values()))[name] for name in ("temperature", "top_p", "max_tokens")}
-    length, log = 0, folder / "generate.log"
+    log = folder / "generate.log"
     if not model.endpoint:
-        length = tokenize(model.model, model.revision, records) + sampling["max_tokens"]
-        check_model(model.model, length)
-        check_gpus(model)
+        tokenize(model.model, model.revision, records)
     print(f"  {len(records)} samples of {model.model}, the engines' output in {log}", flush=True)
     with contextlib.ExitStack() as stack:
         files: dict[str, TextIO] = {}
@@ -64,7 +51,7 @@ def sample_into(folder: Path, records: list[dict], by_task: dict[str, dict], mod
             files[record["task"]].write(format_line(fields | result))
             files[record["task"]].flush()
 
-        return answer(records, model, length, sampling, log, done, started)
+        return answer(records, model, sampling, log, done, started)
 
 
 def generate(wanted: SampleSettings, model: ModelSettings) -> int:

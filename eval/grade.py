@@ -28,7 +28,7 @@ from eval import judge
 from eval.engines import ModelSettings, add_engine_arguments
 from eval.grading import JUDGED, OFFICIAL, TYPED, Cache, Grade, grade_samples
 from eval.samples import ENDING, PROTOCOL, read_samples, sample_files
-from eval.scores import by_problem, diversity, grade_lines, mean_scores, score_task
+from eval.scores import by_problem, grade_lines, mean_distinct_4, mean_scores, score_task
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ def settings_of(path: Path, task: str) -> dict:
 
 
 def grade_task(path: Path, task: str, problem_count: int | None, cache: Cache) -> tuple[list[Grade], float]:
-    """Return the grades of a task's samples, and distinct-4."""
     records = read_samples(path, task)
     if not records:
         raise ValueError(f"{path}: holds no samples; run eval.generate again")
@@ -57,7 +56,7 @@ def grade_task(path: Path, task: str, problem_count: int | None, cache: Cache) -
     grades = grade_samples(records, task, cache)
     by_problem(grades, path)
     key = cache.key("distinct_4", sha256(path))
-    cache.fill({key: (records,)}, diversity, f"{task}, distinct-4")
+    cache.fill({key: (records,)}, mean_distinct_4, f"{task}, distinct-4")
     return grades, cache.known[key]
 
 

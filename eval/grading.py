@@ -85,7 +85,6 @@ def comparisons(record: dict) -> dict[str, tuple[str, Callable, tuple]]:
 
 
 def track_versions() -> dict[str, str]:
-    """Return what decides each track's outcomes beside the answers."""
     sympy, pylatexenc, math_verify = map(importlib.metadata.version, ("sympy", "pylatexenc", "math-verify"))
     return {OFFICIAL: f"{official.VERSION} {sympy} {pylatexenc}", TYPED: f"{typed.VERSION} {sympy} {math_verify}"}
 

@@ -5,7 +5,6 @@ whole response. Here the judge has the question and the final answer alone, and 
 accepted: a judge that sees only rejects can never undo a wrong accept. Greedy, so the same question is asked once.
 """
 
-import bisect
 import hashlib
 import json
 from collections.abc import Iterable
@@ -91,11 +90,11 @@ def ask_model(
         note(record, parse_verdict(result["response"]))
 
     fitting = [{"question": question, "prompt": question.prompt, "seed": 0} for question in questions]
-    overflowing, length = [], 0
+    overflowing = []
     if not model.endpoint:
-        fitting, overflowing, length = split_by_context(fitting, model)
+        fitting, overflowing = split_by_context(fitting, model)
     print(f"  {len(fitting)} questions to {model.model}, the engines' output in {log}", flush=True)
-    failed = answer(fitting, model, length, {"temperature": 0.0, "max_tokens": REPLY_TOKENS}, log, done)
+    failed = answer(fitting, model, {"temperature": 0.0, "max_tokens": REPLY_TOKENS}, log, done)
     # A server's context is not known here: it reports the overflow itself.
     for record in [*overflowing, *(record for record, error in failed if isinstance(error, Overflow))]:
         note(record, "overflow")
@@ -104,17 +103,18 @@ def ask_model(
     return verdicts
 
 
-def split_by_context(records: list[dict], model: ModelSettings) -> tuple[list[dict], list[dict], int]:
-    """Return the records whose prompt leaves tokens for a reply, the others, and the longest in tokens with it."""
+def split_by_context(records: list[dict], model: ModelSettings) -> tuple[list[dict], list[dict]]:
+    """Return the records whose prompt leaves tokens for a reply, and the others."""
     from transformers import AutoConfig
 
     window = AutoConfig.from_pretrained(model.model, revision=model.revision).max_position_embeddings
     tokenize(model.model, model.revision, records)
-    ordered = sorted(records, key=lambda record: len(record["prompt_ids"]))
-    lengths = [len(record["prompt_ids"]) + REPLY_TOKENS for record in ordered]
-    fitting = bisect.bisect_right(lengths, window)
-    if not fitting:
+    sides: dict[bool, list[dict]] = {True: [], False: []}
+    for record in records:
+        sides[len(record["prompt_ids"]) + REPLY_TOKENS <= window].append(record)
+    if not sides[True]:
+        shortest = min(len(record["prompt_ids"]) for record in records) + REPLY_TOKENS
         raise ValueError(
-            f"judge {model.model}: its context of {window} tokens holds no question; the shortest has {lengths[0]}"
+            f"judge {model.model}: its context of {window} tokens holds no question; the shortest has {shortest}"
         )
-    return ordered[:fitting], ordered[fitting:], lengths[fitting - 1]
+    return sides[True], sides[False]

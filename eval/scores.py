@@ -100,7 +100,6 @@ def score_task(grades: list[Grade], path: Path, tracks: Iterable[str], distinct_
 
 
 def mean_scores(tasks: dict[str, dict]) -> dict[str, dict]:
-    """Return each track's mean over tasks, with its interval."""
     means = {}
     for track in next(iter(tasks.values()))["tracks"]:
         tables = [np.array(list(task["tracks"][track]["per_problem"].values())) for task in tasks.values()]
@@ -109,8 +108,7 @@ def mean_scores(tasks: dict[str, dict]) -> dict[str, dict]:
     return means
 
 
-def diversity(records: list[dict]) -> float:
-    """Return the mean over problems of distinct-4."""
+def mean_distinct_4(records: list[dict]) -> float:
     texts: dict[str, list[str]] = {}
     for record in records:
         texts.setdefault(record["problem_id"], []).append(record["response"])
