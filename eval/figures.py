@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from common.figures import colour, panels, save
+from eval.results import Results
 
 
 def draw_scores(scores: dict[str, dict[str, dict]], path: Path) -> None:
@@ -22,13 +23,14 @@ def draw_scores(scores: dict[str, dict[str, dict]], path: Path) -> None:
     save(figure, path, legend=axis)
 
 
-def draw_pass_at_k(tasks: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Draw task to model to pass@k by k, a panel for each task."""
-    figure, axes = panels(len(tasks))
-    for axis, (task, models) in zip(axes, tasks.items(), strict=True):
-        for i, (name, by_k) in enumerate(models.items()):
-            ks = sorted(map(int, by_k))
-            axis.plot(ks, [100 * by_k[str(k)] for k in ks], "o-", color=colour(i), label=name, markersize=3)
+def draw_pass_at_k(results: Results, path: Path) -> None:
+    """Draw pass@k by k on the results' track, a panel for each benchmark."""
+    figure, axes = panels(len(results.tasks))
+    for axis, (task, models) in zip(axes, results.tasks.items(), strict=True):
+        for i, (name, part) in enumerate(models.items()):
+            by_k = {int(k): 100 * value for k, value in part["tracks"][results.track]["pass"].items()}
+            ks = sorted(by_k)
+            axis.plot(ks, [by_k[k] for k in ks], "o-", color=colour(i), label=name, markersize=3)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, ks)
         axis.set(ylim=(-3, 103), xlabel="k", ylabel="pass@k, percent")
@@ -36,21 +38,29 @@ def draw_pass_at_k(tasks: dict[str, dict[str, dict[str, float]]], path: Path) ->
     save(figure, path, legend=axes[0])
 
 
-def draw_lengths(tasks: dict[str, dict[str, dict]], path: Path) -> None:
-    """Draw task to model to `tokens` of scores.json, or None: lengths of correct and incorrect ones, a panel each."""
+def draw_lengths(results: Results, path: Path) -> None:
+    """Draw histograms of the lengths of correct and incorrect responses, a panel for each benchmark that has them.
+
+    Of the first and the last model: more would hide each other.
+    """
     from matplotlib import ticker
 
+    shown = (results.models[0], results.models[-1])
+    tasks = {task: models for task, models in results.tasks.items() if any(models[name]["tokens"] for name in shown)}
     figure, axes = panels(len(tasks))
     for axis, (task, models) in zip(axes, tasks.items(), strict=True):
-        for i, (name, lengths) in enumerate(models.items()):
-            if not lengths:
-                continue
-            every = (sum(lengths["right"]) + sum(lengths["wrong"])) * np.diff(lengths["edges"])
-            for outcome, style, label in (("right", "-", name), ("wrong", ":", None)):
-                density = np.array(lengths[outcome]) / every
-                axis.stairs(density, lengths["edges"], color=colour(i), linestyle=style, label=label)
+        for i, (name, part) in enumerate(models.items()):
+            if name in shown and part["tokens"]:
+                draw_histogram(axis, part["tokens"], colour(i), name)
         axis.set(xlabel="tokens", ylabel="density", yticks=[])
         axis.xaxis.set_major_locator(ticker.MaxNLocator(4))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_title(task, loc="left", fontsize="medium")
     save(figure, path, legend=axes[0])
+
+
+def draw_histogram(axis, lengths: dict, shade: str, label: str) -> None:
+    every = (sum(lengths["right"]) + sum(lengths["wrong"])) * np.diff(lengths["edges"])
+    for outcome, style in (("right", "-"), ("wrong", ":")):
+        named = label if outcome == "right" else None
+        axis.stairs(np.array(lengths[outcome]) / every, lengths["edges"], color=shade, linestyle=style, label=named)

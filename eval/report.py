@@ -47,18 +47,12 @@ def examples(folder: Path) -> list[str]:
 def draw(results: Results, scores: dict[str, dict], folder: Path) -> list[str]:
     """Draw the figures for which there are numbers, and return their names."""
     draw_scores(scores, folder / "scores.png")
-    drawn = ["scores.png"]
-    passes = {
-        task: {name: part["tracks"][results.track]["pass"] for name, part in models.items()}
-        for task, models in results.tasks.items()
-    }
-    if any(len(by_k) > 1 for models in passes.values() for by_k in models.values()):
-        draw_pass_at_k(passes, folder / "pass_at_k.png")
+    drawn, parts = ["scores.png"], [part for _, part in results.parts()]
+    if any(len(part["tracks"][results.track]["pass"]) > 1 for part in parts):
+        draw_pass_at_k(results, folder / "pass_at_k.png")
         drawn.append("pass_at_k.png")
-    shown = dict.fromkeys((results.models[0], results.models[-1]))  # more would hide each other
-    lengths = {task: {name: models[name]["tokens"] for name in shown} for task, models in results.tasks.items()}
-    if lengths := {task: models for task, models in lengths.items() if any(models.values())}:
-        draw_lengths(lengths, folder / "lengths.png")
+    if any(models[name]["tokens"] for models in results.tasks.values() for name in (results.first, results.models[-1])):
+        draw_lengths(results, folder / "lengths.png")
         drawn.append("lengths.png")
     return drawn
 
