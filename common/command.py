@@ -1,9 +1,12 @@
 """How every command ends: exit status 0, or one clear line and exit status 2 or 1; and parsers of numbers."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+Settings = TypeVar("Settings")
 
 
 class Failure(Exception):
@@ -31,6 +34,11 @@ def within(low: float, high: float) -> Callable[[str], float]:
         return float(text)
 
     return number
+
+
+def settings(kind: type[Settings], args: argparse.Namespace) -> Settings:
+    """Make a data class of the arguments that are named like its fields."""
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

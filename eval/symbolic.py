@@ -1,8 +1,8 @@
 """The worker of `eval.official`: whether the difference of two normalised answers simplifies to zero.
 
 The released grader gives a model's text to sympy's `parse_expr`, which evaluates it as Python. Here only text whose
-tokens are numbers, names and operators gets there, in a process behind the wall of `reward.sandbox`, with no name but
-those below. `error` says that the released grader would have evaluated something else.
+tokens are numbers, names and operators gets there, in a process that `reward.sandbox` sandboxes, with no name but
+those below. `error` means that the released grader would have evaluated something else.
 """
 
 import builtins
@@ -43,12 +43,12 @@ def refusal(text: str) -> str | None:
     return None if signs <= OPERATORS else "wrong"
 
 
-def judge(answer: str, truth: str) -> str:
+def compare(answer: str, reference: str) -> str:
     """Return "equivalent", "wrong" or "error" for two normalised answers."""
     import sympy
     from sympy.parsing import sympy_parser
 
-    text = f"({truth})-({answer})".replace("^", "**")
+    text = f"({reference})-({answer})".replace("^", "**")
     steps = (*sympy_parser.standard_transformations, sympy_parser.implicit_multiplication_application)
     try:
         if refused := refusal(text):
@@ -66,4 +66,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from reward.sandbox import work
 
-    work(judge)
+    work(compare)

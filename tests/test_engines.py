@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from eval import engines
-from eval.engines import TRIES, Endpoint, EngineLost, Overflow, RequestFailed, answer_all
+from eval.answering import answer_all
+from eval.engines import TRIES, Endpoint, EngineLost, Overflow, RequestFailed
 
 RECORDS = [{"seed": i, "prompt": "p"} for i in range(600)]
 

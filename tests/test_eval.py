@@ -1,16 +1,18 @@
 """Seeds, files of samples, grades and scores, on known answers."""
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from common.files import digest
+from common.json_lines import drop_truncated
+from common.models import model_digest
 from data_prep.benchmarks import BENCHMARKS, benchmark_row, read_pairs
-from data_prep.reference_answers import corrected, corrections, read
-from eval import grade, judge, typed
-from eval.generate import check_fingerprint, digest, model_digest, sample_seed, wanted_samples
-from eval.samples import read_samples, repair, sample_files
+from eval import judge, official, typed
+from eval.grade import grade_folder
+from eval.samples import read_samples, sample_files
+from eval.tasks import check_fingerprint, sample_seed, wanted_samples
 
 
 def test_seeds_depend_on_each_argument_and_nothing_else():
@@ -33,16 +35,10 @@ def write_samples(folder, task, responses, samples=2, answer="4"):
     (folder / f"{task}.meta.json").write_text(json.dumps(settings | {"max_tokens": 31744}))
 
 
-def graded(folder, **options):
-    """Grade a folder as the command does without options."""
-    values = {"folder": folder, "model": None, "audit": 0.0, "endpoint": None, "revision": None, **options}
-    return grade.run(argparse.Namespace(**values))
-
-
 def test_grading_keeps_two_tracks_and_says_why(tmp_path):
-    right, half, hedged = r"\boxed{4}", r"\boxed{\frac{8}{2}}", r"\boxed{4 \text{ or } 5}"
-    write_samples(tmp_path, "demo", [right, r"\boxed{5}", "no", half, r"\boxed{x=4}", hedged])
-    scores = graded(tmp_path)
+    correct, half, several = r"\boxed{4}", r"\boxed{\frac{8}{2}}", r"\boxed{4 \text{ or } 5}"
+    write_samples(tmp_path, "demo", [correct, r"\boxed{5}", "no", half, r"\boxed{x=4}", several])
+    scores = grade_folder(tmp_path)
     task = scores["tasks"]["demo"]
     assert (task["problems"], task["samples"], task["no_box"], task["cut_off"]) == (3, 2, 1 / 6, 0)
     assert task["tracks"]["official"]["per_problem"] == {"demo-0": 0.5, "demo-1": 0, "demo-2": 1}, "it drops text"
@@ -59,38 +55,38 @@ def test_grading_keeps_two_tracks_and_says_why(tmp_path):
 
 def test_the_second_grading_is_looked_up(tmp_path, monkeypatch):
     write_samples(tmp_path, "demo", [r"\boxed{4}", r"\boxed{5}"])
-    first = graded(tmp_path)
+    first = grade_folder(tmp_path)
 
     def never(*arguments):
         raise AssertionError("graded again")
 
-    monkeypatch.setattr(grade.official, "judge", never)
-    monkeypatch.setattr(grade.typed, "judge", never)
-    assert graded(tmp_path) == first
-    monkeypatch.setattr(grade.official, "VERSION", 0)
+    monkeypatch.setattr(official, "grade", never)
+    monkeypatch.setattr(typed, "grade", never)
+    assert grade_folder(tmp_path) == first
+    monkeypatch.setattr(official, "VERSION", 0)
     with pytest.raises(AssertionError, match="graded again"):
-        graded(tmp_path)
+        grade_folder(tmp_path)
 
 
 def test_incomplete_samples_are_refused(tmp_path):
     write_samples(tmp_path, "demo", [r"\boxed{4}", r"\boxed{5}", "no"])
     with pytest.raises(ValueError, match=r"between 1 and 2 samples, the fewest has demo-1; run eval\.generate again"):
-        graded(tmp_path)
+        grade_folder(tmp_path)
     with pytest.raises(ValueError, match=r"has no \*\.samples\.jsonl"):
         sample_files(tmp_path / "nothing")
 
 
-def test_torn_lines_are_left_out_and_repaired(tmp_path, capsys):
+def test_truncated_lines_are_left_out_and_dropped(tmp_path, capsys):
     write_samples(tmp_path, "t", ["a", "b"])
     path = tmp_path / "t.samples.jsonl"
     whole = path.read_text()
     path.write_text(whole + whole[:30])
     assert len(read_samples(path)) == 2
-    assert "1 torn lines left out" in capsys.readouterr().err
-    assert repair(path) == 1
+    assert "1 truncated lines left out" in capsys.readouterr().err
+    assert drop_truncated(path) == 1
     assert path.read_text() == whole
     path.write_text(whole.rstrip("\n"))
-    assert repair(path) == 0
+    assert drop_truncated(path) == 0
     assert path.read_text() == whole, "what is appended next starts a line of its own"
 
 
@@ -104,11 +100,11 @@ def test_duplicate_and_foreign_lines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks 'problem_id'"):
         read_samples(path)
     path.write_text("[1]\n")
-    with pytest.raises(ValueError, match="where a sample should be"):
+    with pytest.raises(ValueError, match="where an object should be"):
         read_samples(path)
 
 
-def test_the_releases_files_are_read(tmp_path, monkeypatch):
+def test_released_files_are_read(tmp_path, monkeypatch):
     path = tmp_path / "aime24_t0.7_p0.9_n2-MNT31744.jsonl"
     monkeypatch.setitem(BENCHMARKS, "AIME24", BENCHMARKS["AIME24"]._replace(problems=2))
     overlay = [(0, 7, r"\boxed{204}"), (1, 7, r"\boxed{113}"), (0, 8, "no"), (1, 8, r"\boxed{113}.")]
@@ -123,7 +119,7 @@ def test_the_releases_files_are_read(tmp_path, monkeypatch):
         ("AIME24-0", 1),
         ("AIME24-1", 1),
     ]
-    scores = graded(tmp_path)
+    scores = grade_folder(tmp_path)
     assert scores["model"] == tmp_path.name
     assert scores["tasks"]["AIME24"]["tracks"]["official"]["per_problem"] == {"AIME24-0": 0.5, "AIME24-1": 1}
     assert (scores["tasks"]["AIME24"]["tokens"], scores["tasks"]["AIME24"]["cut_off"]) == (None, None)
@@ -141,7 +137,7 @@ def test_samples_of_too_few_problems_are_refused(tmp_path):
     path = tmp_path / "t.samples.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     with pytest.raises(ValueError, match=r"has samples of 2 problems of 3; run eval\.generate again"):
-        graded(tmp_path)
+        grade_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +156,14 @@ def test_half_a_character_survives_the_file(tmp_path):
     write_samples(tmp_path, "t", ["\ud83d \\boxed{4\ud83d}"], samples=1)
     (record,) = read_samples(tmp_path / "t.samples.jsonl")
     assert record["response"].startswith("\ud83d")
-    assert graded(tmp_path)["tasks"]["t"]["avg"] == 0
+    assert grade_folder(tmp_path)["tasks"]["t"]["avg"] == 0
 
 
 def test_samples_of_other_settings_are_not_mixed(tmp_path):
     settings = {"model": "m", "revision": None, "files": None, "endpoint": False, "problems": "d"}
     settings |= {"prompt": "training", "temperature": 0.7, "top_p": 0.9, "max_tokens": 8, "base_seed": 0}
     path = tmp_path / "t.meta.json"
-    with pytest.raises(ValueError, match="missing or torn"):
+    with pytest.raises(ValueError, match="missing or truncated"):
         check_fingerprint(path, settings)
     path.write_text(json.dumps(settings))
     check_fingerprint(path, settings)
@@ -186,25 +182,24 @@ def test_a_folder_with_another_tokenizer_is_another_model(tmp_path):
     assert model_digest("Qwen/Qwen2.5-1.5B") is None
 
 
-def benchmark_golds(folder: Path) -> list[tuple[str, str, str, str]]:
-    """Return task, problem id, problem and released gold of every benchmark problem."""
+def released_answers(folder: Path) -> list[tuple[str, str, str]]:
+    """Return task, problem id and released reference answer of every benchmark problem."""
     return [
-        (task, f"{task}-{index}", problem, gold)
+        (task, f"{task}-{index}", released)
         for task in BENCHMARKS
-        for index, (problem, gold) in enumerate(read_pairs(folder / "bench" / task / "test.parquet", task))
+        for index, (_, released) in enumerate(read_pairs(folder / "bench" / task / "test.parquet", task))
     ]
 
 
-# Golds that no response can match: strict-typed reads them, but math-verify cannot, and only the same text matches.
-def test_every_gold_is_right_on_the_strict_typed_track(shared_data):
-    overlay = corrections()
-    for task, problem_id, _, gold in benchmark_golds(shared_data):
-        truth, reading = corrected(gold, task, overlay.get(problem_id))
-        assert typed.judge(rf"so $\boxed{{{truth}}}$", truth, reading)[0] in typed.RIGHT, problem_id
+# Some no response can match: strict-typed reads them, but math-verify cannot, and only the same text matches.
+def test_every_reference_answer_is_correct_on_the_strict_typed_track(shared_data):
+    for task, problem_id, released in released_answers(shared_data):
+        reference, parsed = typed.reference_answer(released, task, problem_id)
+        assert typed.grade(rf"so $\boxed{{{reference}}}$", reference, parsed)[0] in official.CORRECT, problem_id
 
 
 @pytest.mark.parametrize(
-    ("task", "gold", "right", "wrong"),
+    ("task", "released", "correct", "incorrect"),
     [
         ("Minerva", "4.5e33", [r"4.5\times 10^{33}", "4.51e33", "45e32"], ["4.6e33", "4.5e32", "4.5"]),
         ("MATH-500", ".0000672", ["6.72e-5", r"6.72\times10^{-5}"], ["0.0000673", "0", "0.00007"]),
@@ -219,12 +214,13 @@ def test_every_gold_is_right_on_the_strict_typed_track(shared_data):
         ("", "34", ["34.0", "x=34"], ["34 or 35", "30+4=34", "34, 35", r"34\%"]),
     ],
 )
-def test_the_type_of_the_gold_decides(task, gold, right, wrong):
-    reading, truth = read(gold, task), gold
-    outcomes = {answer: typed.judge(rf"\boxed{{{answer}}}", truth, reading)[0] for answer in (*right, *wrong)}
-    assert {answer: outcome in typed.RIGHT for answer, outcome in outcomes.items()} == {
-        **dict.fromkeys(right, True),
-        **dict.fromkeys(wrong, False),
+def test_the_type_of_the_reference_answer_decides(task, released, correct, incorrect):
+    _, parsed = typed.reference_answer(released, task)
+    answers = (*correct, *incorrect)
+    outcomes = {answer: typed.grade(rf"\boxed{{{answer}}}", released, parsed)[0] for answer in answers}
+    assert {answer: outcome in official.CORRECT for answer, outcome in outcomes.items()} == {
+        **dict.fromkeys(correct, True),
+        **dict.fromkeys(incorrect, False),
     }
 
 
@@ -246,16 +242,16 @@ def test_what_is_asked_of_a_model_and_a_judge():
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "verdict"),
     [("A", "A"), (" B\n", "B"), ("C", "C"), ("A.", "unparsed"), ("The answer is A", "unparsed"), ("", "unparsed")],
 )
-def test_a_judges_reply_is_read_strictly(reply, said):
-    assert judge.verdict(reply) == said
+def test_a_judges_reply_is_read_strictly(reply, verdict):
+    assert judge.parse_verdict(reply) == verdict
 
 
-def test_the_audit_takes_about_its_share_and_always_the_same():
-    chosen = [judge.audited(0.1, "AIME24", f"AIME24-{i}", 0) for i in range(5000)]
+def test_the_audit_takes_about_its_fraction_and_always_the_same():
+    chosen = [judge.is_audited(0.1, "AIME24", f"AIME24-{i}", 0) for i in range(5000)]
     assert 400 < sum(chosen) < 600
-    assert chosen == [judge.audited(0.1, "AIME24", f"AIME24-{i}", 0) for i in range(5000)]
-    assert not any(judge.audited(0.0, "t", i) for i in range(100))
-    assert all(judge.audited(1.0, "t", i) for i in range(100))
+    assert chosen == [judge.is_audited(0.1, "AIME24", f"AIME24-{i}", 0) for i in range(5000)]
+    assert not any(judge.is_audited(0.0, "t", i) for i in range(100))
+    assert all(judge.is_audited(1.0, "t", i) for i in range(100))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from data_prep import benchmarks
-from eval.official import MAX_CHARACTERS, POOL, RIGHT, boxed, judge, normal
+from eval.official import CORRECT, MAX_CHARACTERS, POOL, boxed, grade, normal_form
 from reward import sandbox
 from tests.conftest import ROOT
 from tests.test_robust import ATTEMPTS, HOSTILE
@@ -22,11 +22,11 @@ def response(answer: str) -> str:
 
 
 def outcome(case: dict) -> str:
-    return judge(case.get("response", response(case.get("answer", ""))), case["gold"])[0]
+    return grade(case.get("response", response(case.get("answer", ""))), case["reference"])[0]
 
 
 def test_outcomes_are_the_released_graders_but_for_errors():
-    """`right` was recorded from it, null where it did not end; `outcome` is ours where it must not agree."""
+    """`correct` was recorded from it, null where it did not end; `outcome` is ours where it must not agree."""
     assert len(CASES) >= 250
     with ThreadPoolExecutor(sandbox.WORKERS) as threads:
         found = list(threads.map(outcome, CASES))
@@ -34,22 +34,22 @@ def test_outcomes_are_the_released_graders_but_for_errors():
         if "outcome" in case:
             assert said == case["outcome"], case
         else:
-            assert ((said in RIGHT), said == "error") == (case["right"], False), case
+            assert ((said in CORRECT), said == "error") == (case["correct"], False), case
 
 
-def test_every_released_gold_matches_itself(shared_data):
+def test_every_released_reference_answer_matches_itself(shared_data):
     for task, benchmark in benchmarks.BENCHMARKS.items():
         pairs = benchmarks.read_pairs(shared_data / "bench" / task / "test.parquet", task)
         assert len(pairs) == benchmark.problems
-        for _, gold in pairs:
-            bare = boxed(gold) if r"\boxed" in gold else gold
-            assert judge(response(bare), gold) == ("match", bare)
+        for _, released in pairs:
+            bare = boxed(released) if r"\boxed" in released else released
+            assert grade(response(bare), released) == ("match", bare)
 
 
 def test_the_answer_comes_back_and_no_longer_than_the_cap():
-    assert judge(response(" 7 "), "7") == ("match", " 7 ")
-    assert judge("7", "7") == ("no_box", "")
-    assert judge(response("x" * 10**6), "x") == ("wrong", "x" * MAX_CHARACTERS)
+    assert grade(response(" 7 "), "7") == ("match", " 7 ")
+    assert grade("7", "7") == ("no_box", "")
+    assert grade(response("x" * 10**6), "x") == ("wrong", "x" * MAX_CHARACTERS)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_answer_comes_back_and_no_longer_than_the_cap():
     ],
 )
 def test_the_normal_form_that_votes_are_counted_by(answer, form):
-    assert normal(answer) == form
+    assert normal_form(answer) == form
 
 
 def escaped(code: str) -> str:
@@ -78,26 +78,26 @@ def test_no_answer_runs_code(tmp_path):
     attempts += [escaped(f"open('{mark}','w')"), "re('open')", "f'x'", "id(x)", "x.x", "(x,1)[0]", "(x:=1)", "x)#)"]
     assert max(map(len, attempts)) < MAX_CHARACTERS
     for attempt in attempts:
-        for gold in ("1/2", "x", attempt):
-            outcome = judge(response(attempt), gold)[0]
-            assert outcome in ("error", "wrong") or (outcome == "match" and gold == attempt)
-        for text in (attempt, normal(attempt)):
+        for reference in ("1/2", "x", attempt):
+            outcome = grade(response(attempt), reference)[0]
+            assert outcome in ("error", "wrong") or (outcome == "match" and reference == attempt)
+        for text in (attempt, normal_form(attempt)):
             assert POOL.ask(text, "x") in ("error", "wrong"), text
             assert POOL.ask("x", text) in ("error", "wrong"), text
     assert list(tmp_path.iterdir()) == []
-    assert judge(response(escaped(f"open('{mark}','w')")), "1/2")[0] == "error"
+    assert grade(response(escaped(f"open('{mark}','w')")), "1/2")[0] == "error"
     control = "import sys; from sympy.parsing.sympy_parser import parse_expr; parse_expr(sys.argv[1])"
-    released = normal(escaped(f"open('{mark}','w')"))
+    released = normal_form(escaped(f"open('{mark}','w')"))
     subprocess.run([sys.executable, "-c", control, released], capture_output=True)
     assert mark.exists()
 
 
-def test_hostile_answers_are_not_right_and_leave_the_pool_whole():
+def test_hostile_answers_are_not_correct_and_leave_the_pool_intact():
     hostile = [*HOSTILE, "(" * 100 + "x" + ")" * 100, "-" * 1900 + "x", "x" + "!" * 1000, "1e400x", "\x00x", "\ud800x"]
     with ThreadPoolExecutor(sandbox.WORKERS) as threads:
-        found = set(threads.map(lambda answer: judge(response(answer), "y")[0], hostile))
+        found = set(threads.map(lambda answer: grade(response(answer), "y")[0], hostile))
         assert found <= {"error", "wrong", "no_box"}
-        again = list(threads.map(lambda i: judge(response(f"x+{i}"), f"{i}+x")[0], range(4 * sandbox.WORKERS)))
+        again = list(threads.map(lambda i: grade(response(f"x+{i}"), f"{i}+x")[0], range(4 * sandbox.WORKERS)))
     assert set(again) == {"equivalent"}
 
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from common.files import write_text
 from data_prep.benchmarks import BENCHMARKS
 from eval import report
-from eval.published import PUBLISHED, published
+from eval.published import PUBLISHED, published_row
 from eval.statistics import interval, mean_interval
 from recipe.compose import compose
 from recipe.monitor.compute import compute
@@ -25,36 +25,41 @@ LENGTHS = {"mean": 900.4, "p10": 100.0, "p50": 800.0, "p90": 1500.0, "p99": 2000
 LENGTHS |= {"right": [3, 1], "wrong": [0, 4], "edges": [0.0, 1000.0, 2000.0]}
 
 
-def task_scores(task, shares, samples, judged=False):
-    """Return a task's part of scores.json from each problem's share of right samples."""
-    shares = np.array(shares, dtype=float)
-    track = {"avg": float(shares.mean()), "ci95": interval(shares), "maj": float(np.mean(shares > 0.5)), "errors": 0}
-    track |= {"pass": {"1": track["avg"], str(samples): float(np.mean(shares > 0))}}
-    track |= {"per_problem": {f"{task}-{i}": share for i, share in enumerate(shares.tolist())}}
+def task_scores(task, fractions, samples, judged=False):
+    """Return a task's part of scores.json from each problem's fraction of correct samples."""
+    fractions = np.array(fractions, dtype=float)
+    track = {
+        "avg": float(fractions.mean()),
+        "ci95": interval(fractions),
+        "maj": float(np.mean(fractions > 0.5)),
+        "errors": 0,
+    }
+    track |= {"pass": {"1": track["avg"], str(samples): float(np.mean(fractions > 0))}}
+    track |= {"per_problem": {f"{task}-{i}": fraction for i, fraction in enumerate(fractions.tolist())}}
     tracks = {"official": track, "strict-typed": track | {"errors": 2}}
     counts = dict.fromkeys(("graded", "A", "B", "C", "overflow", "unparsed", "audited", "disputed"), 5)
     if judged:
         tracks["official+judge"] = {name: value for name, value in track.items() if name != "errors"}
-    return {"problems": len(shares), "samples": samples, "avg": track["avg"], "ci95": track["ci95"]} | {
+    return {"problems": len(fractions), "samples": samples, "avg": track["avg"], "ci95": track["ci95"]} | {
         **{"tracks": tracks, "no_box": 0.25, "cut_off": None, "distinct_4": 0.5, "tokens": LENGTHS, "reasons": {}},
         "judged": counts if judged else None,
     }
 
 
 def evaluation(folder, model, tasks, samples=2, judged=False):
-    """Write an evaluation's folder: scores of task to shares, and a graded sample of each problem of the first task."""
+    """Write an evaluation's folder: scores of task to fractions, and a graded sample of each problem of the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    scores = {task: task_scores(task, shares, samples, judged) for task, shares in tasks.items()}
-    mean, bounds = mean_interval([np.array(shares, dtype=float) for shares in tasks.values()])
+    scores = {task: task_scores(task, fractions, samples, judged) for task, fractions in tasks.items()}
+    mean, bounds = mean_interval([np.array(fractions, dtype=float) for fractions in tasks.values()])
     means = {track: {"avg": mean, "ci95": bounds} for track in next(iter(scores.values()))["tracks"]}
     whole = {"model": model, "track": "official", "mean": mean, "ci95": bounds, "means": means, "judge": None}
     (folder / "scores.json").write_text(json.dumps(whole | {"tasks": scores}))
-    task, shares = next(iter(tasks.items()))
+    task, fractions = next(iter(tasks.items()))
     samples_file, grades = [], []
-    for i, share in enumerate(shares):
+    for i, fraction in enumerate(fractions):
         keys = {"task": task, "problem_id": f"{task}-{i}", "sample": 0}
         samples_file.append(keys | {"seed": i, "prompt": "What is <b>2 + 2</b>?", "answer": "4", "response": "So 4"})
-        grades.append(keys | {"rule": int(share > 0), "reason": "no_box"})
+        grades.append(keys | {"rule": int(fraction > 0), "reason": "no_box"})
     for name, records in (("samples", samples_file), ("grades", grades)):
         (folder / f"{task}.{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
@@ -181,26 +186,6 @@ def test_only_common_benchmarks_are_compared_and_the_mean_is_theirs(tmp_path, no
     assert "Left out, since not every model has them: Minerva." in (out / "report.md").read_text()
 
 
-def test_holms_correction():
-    assert report.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    assert report.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
-
-
-def test_the_reach_is_that_of_a_test_at_80_percent_power():
-    rng = np.random.default_rng(0)
-    problems, deviation = 400, 0.3
-    shift = report.reach((-1.96 * deviation / math.sqrt(problems), 1.96 * deviation / math.sqrt(problems)), tests=1)
-    means = rng.normal(shift, deviation, (5000, problems)).mean(axis=1)
-    assert np.mean(means > 1.96 * deviation / math.sqrt(problems)) == pytest.approx(0.8, abs=0.02)
-
-
-def test_the_reach_counts_the_tests_that_holm_corrects_for():
-    """Of nine tests the first needs p < 0.05 / 9, which is 2.77 standard errors instead of 1.96."""
-    assert report.reach((-0.0196, 0.0196), 9) / report.reach((-0.0196, 0.0196), 1) == pytest.approx(
-        3.61 / 2.80, abs=0.01
-    )
-
-
 def test_another_protocol_and_the_judge_are_named(tmp_path, no_pictures):
     folder = evaluation(tmp_path / "a", "a", {"AIME24": [0, 1, 1]})
     scores = json.loads((folder / "scores.json").read_text())
@@ -214,16 +199,16 @@ def test_another_protocol_and_the_judge_are_named(tmp_path, no_pictures):
 
 def test_the_published_means_recompute_from_the_published_rows():
     """DeepScaleR's is printed as 44.88, and its row gives 44.90."""
-    complete = [name for name in PUBLISHED["models"] if "mean" in published(name)]
+    complete = [name for name in PUBLISHED["models"] if "mean" in published_row(name)]
     assert len(complete) == len(PUBLISHED["models"]) - 1, "BroRL has none"
     for name in complete:
-        row = published(name)
+        row = published_row(name)
         off = 100 * abs(sum(row[task] for task in BENCHMARKS) / 9 - row["mean"])
         assert off < (0.02 if name == "DeepScaleR-1.5B-Preview" else 0.0051), name
 
 
 def test_a_published_model_is_recognised_and_compared(tmp_path, no_pictures):
-    """Half of 32 samples right on 30 problems: sqrt(0.25 / 31 / 30) is the error, the difference's sqrt(2) of it."""
+    """Half of 32 samples correct on 30 problems: sqrt(0.25 / 31 / 30) is the error, the difference's sqrt(2) of it."""
     tasks = {"AIME24": [0.5] * 30, "AMC23": [0.5] * 39, "demo": [0.5] * 30}
     folder = evaluation(tmp_path / "a", "hbx/JustRL-DeepSeek-1.5B", tasks, 32, judged=True)
     report.write([folder])
@@ -243,7 +228,7 @@ def test_a_row_can_be_named(tmp_path, no_pictures):
     report.write([folder], row="BroRL")
     text = (folder / "report.md").read_text()
     assert "## step_9 beside the published BroRL" in text
-    assert "no benchmark is here whole and with the paper's number of samples" in text
+    assert "no benchmark is here complete and with the paper's number of samples" in text
     with pytest.raises(ValueError, match="GPT: not in the paper's table, which has DeepSeek-R1"):
         report.write([folder], row="GPT")
 

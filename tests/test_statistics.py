@@ -8,7 +8,9 @@ import pytest
 
 from eval import statistics
 from eval.statistics import (
+    detectable_difference,
     distinct_n,
+    holm,
     interval,
     majority,
     mean_interval,
@@ -19,18 +21,18 @@ from eval.statistics import (
 )
 
 
-@pytest.mark.parametrize(("samples", "right", "k"), [(4, 1, 2), (6, 3, 3), (8, 0, 4), (8, 8, 1), (5, 4, 2)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(samples, right, k):
-    grades = [1] * right + [0] * (samples - right)
+@pytest.mark.parametrize(("samples", "correct", "k"), [(4, 1, 2), (6, 3, 3), (8, 0, 4), (8, 8, 1), (5, 4, 2)])
+def test_pass_at_k_is_the_fraction_of_subsets_with_a_correct_one(samples, correct, k):
+    grades = [1] * correct + [0] * (samples - correct)
     subsets = list(itertools.combinations(grades, k))
-    assert pass_at_k(samples, right, k) == pytest.approx(sum(map(max, subsets)) / len(subsets))
+    assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(max, subsets)) / len(subsets))
 
 
 def test_pass_at_k_of_the_literature():
     """Chen et al. 2021, figure 3: the estimator as a product, 1 - prod(1 - k / i) for i from n - c + 1 to n."""
-    for samples, right, k in ((200, 7, 10), (100, 30, 100), (32, 5, 8)):
-        product = 1 - np.prod(1 - k / np.arange(samples - right + 1, samples + 1)) if samples - right >= k else 1.0
-        assert pass_at_k(samples, right, k) == pytest.approx(product)
+    for samples, correct, k in ((200, 7, 10), (100, 30, 100), (32, 5, 8)):
+        product = 1 - np.prod(1 - k / np.arange(samples - correct + 1, samples + 1)) if samples - correct >= k else 1.0
+        assert pass_at_k(samples, correct, k) == pytest.approx(product)
     assert pass_at_k(32, 5, 1) == pytest.approx(5 / 32)
     assert powers_of_two(32) == [1, 2, 4, 8, 16, 32]
     assert powers_of_two(6) == [1, 2, 4, 6]
@@ -79,14 +81,14 @@ def test_the_interval_covers_the_truth_19_times_in_20(problems, samples, shape, 
     rng, truth, tries = np.random.default_rng(12), shape[0] / sum(shape), 1600 if problems < 100 else 600
     covered = 0
     for _ in range(tries):
-        shares = rng.binomial(samples, rng.beta(*shape, problems)) / samples
-        low, high = interval(shares)
+        fractions = rng.binomial(samples, rng.beta(*shape, problems)) / samples
+        low, high = interval(fractions)
         covered += low <= truth <= high
     assert 0.93 <= covered / tries <= 0.97
 
 
 def test_a_benchmark_of_zeros_is_not_certain():
-    """Of 30 problems without a right answer: 1 - 0.025 ** (1 / 30), the exact bound of Clopper and Pearson."""
+    """Of 30 problems without a correct answer: 1 - 0.025 ** (1 / 30), the exact bound of Clopper and Pearson."""
     assert interval(np.zeros(30)) == pytest.approx((0, 0.1157), abs=1e-4)
     assert interval(np.ones(30)) == pytest.approx((0.8843, 1), abs=1e-4)
     assert interval(np.zeros(1)) == pytest.approx((0, 0.975))
@@ -128,3 +130,25 @@ def test_the_sampling_error_is_that_of_repeated_evaluations():
     scores = [(rng.binomial(32, chances) / 32).mean() for _ in range(3000)]
     estimates = [sampling_error(rng.binomial(32, chances) / 32, 32) for _ in range(200)]
     assert np.mean(estimates) == pytest.approx(np.std(scores), rel=0.05)
+
+
+def test_holms_correction():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+
+
+def test_the_detectable_difference_is_that_of_a_test_at_80_percent_power():
+    rng = np.random.default_rng(0)
+    problems, deviation = 400, 0.3
+    shift = detectable_difference(
+        (-1.96 * deviation / math.sqrt(problems), 1.96 * deviation / math.sqrt(problems)), tests=1
+    )
+    means = rng.normal(shift, deviation, (5000, problems)).mean(axis=1)
+    assert np.mean(means > 1.96 * deviation / math.sqrt(problems)) == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_detectable_difference_counts_the_tests_that_holm_corrects_for():
+    """Of nine tests the first needs p < 0.05 / 9, which is 2.77 standard errors instead of 1.96."""
+    assert detectable_difference((-0.0196, 0.0196), 9) / detectable_difference((-0.0196, 0.0196), 1) == pytest.approx(
+        3.61 / 2.80, abs=0.01
+    )

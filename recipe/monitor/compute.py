@@ -1,10 +1,12 @@
 """What a run computed, from its metrics and config, beside what the paper states of its own."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from omegaconf import DictConfig
 
-from eval.page import Cell, number
 from recipe import paper
-from recipe.monitor.curves import BUDGETS, GPU_HOURS, STEPS, backbone
+from recipe.monitor.curves import BUDGETS, GPU_HOURS, STEPS
 from recipe.monitor.metrics import has_training, step_seconds
 
 
@@ -29,42 +31,38 @@ def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:
     }
 
 
-def count(value: float) -> Cell:
-    """Return 1,234,567 or, from ten million on, 1.2e7."""
-    text = f"{value:,.0f}" if value < 1e7 else f"{value:.1e}".replace("e+", "e").replace("e0", "e")
-    return Cell(text, value)
+def count(value: float) -> str:
+    """Format 1,234,567 or, from ten million on, 1.2e7."""
+    return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}".replace("e+", "e").replace("e0", "e")
 
 
-def compute_table(by_step: dict[int, dict], config: DictConfig) -> tuple[list[list[Cell | str]], str]:
-    """Return rows, the header first, of this run beside the published one of its backbone, and a note on them."""
-    ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
+class Row(NamedTuple):
+    """A quantity of this run beside the published one, which may be a text."""
+
+    quantity: str
+    ours: float
+    published: float | str
+    form: Callable[[float], str] = count
+    published_form: str = "{}"
+
+    def texts(self) -> tuple[str, str, str]:
+        published = self.published if isinstance(self.published, str) else count(self.published)
+        return self.quantity, self.form(self.ours), self.published_form.format(published)
+
+
+def compute_rows(ours: dict[str, float], config: DictConfig, name: str) -> list[Row]:
+    """Set what a run computed beside the published run of a backbone, "DeepSeek" or "Nemotron"."""
     prompts = STEPS[name] * paper.stated("data.train_batch_size")
     updates = prompts // paper.stated("actor_rollout_ref.actor.ppo_mini_batch_size")
-    responses = prompts * paper.stated("actor_rollout_ref.rollout.n")
-    rows = [
-        ["compute", "this run", f"JustRL-{name}, published"],
-        ["steps", count(ours["steps"]), count(STEPS[name])],
-        ["optimizer steps", count(ours["updates"]), count(updates)],
-        ["prompts", count(ours["prompts"]), count(prompts)],
-        ["responses", count(ours["responses"]), count(responses)],
-        ["tokens generated", count(ours["tokens"]), "not stated"],
-        ["budget by the paper's formula (tokens)", count(ours["budget"]), count(BUDGETS[f"JustRL-{name}"])],
-        [
-            "tokens generated / budget",
-            number(ours["tokens"] / ours["budget"], ".2f"),
-            "about 0.3 at 4-5 thousand a response",
-        ],
-        [
-            "GPU hours" if config.trainer.device == "cuda" else "CPU rank hours",
-            number(ours["hours"], ",.2f"),
-            Cell(f"about {GPU_HOURS:,} (A800)", GPU_HOURS),
-        ],
+    hours = "GPU hours" if config.trainer.device == "cuda" else "CPU rank hours"
+    usual = "about 0.3 at 4-5 thousand per response"
+    return [
+        Row("steps", ours["steps"], STEPS[name]),
+        Row("optimizer steps", ours["updates"], updates),
+        Row("prompts", ours["prompts"], prompts),
+        Row("responses", ours["responses"], prompts * paper.stated("actor_rollout_ref.rollout.n")),
+        Row("tokens generated", ours["tokens"], "not stated"),
+        Row("budget by the paper's formula (tokens)", ours["budget"], BUDGETS[f"JustRL-{name}"]),
+        Row("tokens generated / budget", ours["tokens"] / ours["budget"], usual, "{:.2f}".format),
+        Row(hours, ours["hours"], GPU_HOURS, "{:,.2f}".format, "about {} (A800)"),
     ]
-    others = ", ".join(f"{method} {count(tokens).text}" for method, tokens in BUDGETS.items())
-    note = (
-        "The formula is steps x prompts x rollouts x maximum context, here "
-        f"{config.data.max_prompt_length + config.data.max_response_length:,} tokens; the paper's figures fit 16,000. "
-        f"Published budgets: {others}; the paper prints a tenth of that for DeepScaleR, against its own formula. "
-        "Hours are those of the steps and their validation, on all ranks."
-    )
-    return rows, note

@@ -1,0 +1,42 @@
+"""Figures of panels, two in a row, as wide as a page's text, so that they can be read on a phone."""
+
+from pathlib import Path
+
+from common.files import atomic
+
+WIDTH, PANEL = 6.4, 2.0  # inches: of a figure, and a panel's height
+COLOURS = ("#1f6f8b", "#b5483a", "#5b8c3e", "#7a5195", "#c17f1b", "#4a4e57", "#2a9d8f", "#d1679b")
+LOOK = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+
+
+def colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
+
+
+def panels(count: int, height: float = PANEL):
+    """Make a figure and as many axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(LOOK)
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, axes.flat[:count]
+
+
+def save(figure, path: Path, legend=None) -> None:
+    """Write a figure as PNG and forget it; above all panels stands the legend of the axis `legend`."""
+    from matplotlib import pyplot
+
+    if legend:
+        lines, names = legend.get_legend_handles_labels()
+        across = max(1, 80 // (8 + max(map(len, names))))  # as many as fit
+        figure.legend(lines, names, loc="outside upper left", ncols=across, frameon=False, handlelength=1.6)
+    with atomic(path) as aside:
+        figure.savefig(aside, dpi=200, format="png")
+    pyplot.close(figure)

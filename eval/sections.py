@@ -1,0 +1,123 @@
+"""The tables of a report on evaluations, and what its text says beside them."""
+
+from pathlib import Path
+
+from common.json_lines import read_json
+from eval.published import PUBLISHED, beside_published, published_row
+from eval.results import Results
+from eval.samples import PROTOCOL
+from eval.statistics import SIGNIFICANT, detectable_difference, holm, paired_mean_difference
+from eval.tables import Table, interval_cell, signed_percent
+
+MANIFEST = Path("data/dapo/train.manifest.json")
+LENGTHS = ("mean", "p10", "p50", "p90", "p99")
+
+
+def protocol(scores: dict[str, dict]) -> list[dict]:
+    """Return what of each model's sampling is not the released protocol, and who judged."""
+    models = []
+    for name, given in scores.items():
+        settings = {item for task in given.get("protocol", {}).values() for item in task.items()}
+        differing = [f"{key}={value}" for key, value in settings if value not in (None, PROTOCOL[key])]
+        models.append({"name": name, "differing": sorted(differing), "judge": given.get("judge")})
+    return models
+
+
+def difference(results: Results, model: str) -> dict:
+    """Compare the first model with another one over the same problems: a table, and what it can tell apart."""
+    name, text = f"{model} minus {results.first}", {"model": model, "better": [], "worse": [], "unclear": []}
+    both = [results.first, model]
+    pairs = {task: results.fractions(task, results.track)[both].to_numpy().T for task in results.tasks}
+    found = {row: paired_mean_difference([pairs[task] for task in tasks]) for row, tasks in results.rows.items()}
+    corrected = holm({task: found[task][2] for task in results.tasks})
+    rows, detectable = [], {}
+    for row, (value, bounds, p) in found.items():
+        # The mean is one test, with nothing to correct.
+        detectable[row] = 100 * detectable_difference(bounds, len(corrected) if row in corrected else 1)
+        cells = {"benchmark": results.label(row), name: interval_cell(value, bounds), "p": p}
+        rows.append(cells | {"p, Holm": corrected.get(row), "would show": detectable[row]})
+        is_sure = corrected.get(row, p) < SIGNIFICANT
+        text["unclear" if not is_sure else "better" if value > 0 else "worse"].append(row)
+    ordered = sorted(detectable, key=detectable.get)
+    ends = [f"{detectable[row]:.1f} points ({row})" for row in dict.fromkeys((ordered[0], ordered[-1]))]
+    formats = {name: signed_percent, "p": ".2g", "p, Holm": ".2g", "would show": ".1f"}
+    return text | {"detectable": ends, "name": name, "table": Table(rows, formats)}
+
+
+def published(scores: dict[str, dict], named: str | None) -> list[dict]:
+    """Set the models that the paper has beside its figures; `named` is the row for the last model."""
+    rows = {name: given["model"] or "" for name, given in scores.items()}
+    rows |= {list(rows)[-1]: named} if named else {}
+    if named and not published_row(named):
+        raise ValueError(f"--published {named}: not in the paper's table, which has {', '.join(PUBLISHED['models'])}")
+    return [
+        {"model": name, "row": Path(row).name, "table": beside_published(scores[name]["tasks"], paper)}
+        for name, row in rows.items()
+        if (paper := published_row(row))
+    ]
+
+
+def clean(scores: dict[str, dict], required: Path | None) -> dict:
+    """Return the scores without the problems that the training set's manifest lists: `manifest`, and `table` if any."""
+    path = required or MANIFEST
+    manifest = read_json(path, "settings") if required or path.exists() else {}
+    parts = manifest.get("contamination", {})
+    results = Results(scores, among=parts)
+    if not results.tasks:
+        if required:
+            raise ValueError(f"{path}: has none of these benchmarks; prepare the training set with --benchmarks")
+        return {}
+    copies = {problem for part in parts.values() for problem in part["problem_ids"]}
+    if not copies or manifest["settings"]["decontaminate"] == "drop":
+        return {"manifest": path}
+    rows = []
+    for row, tasks in results.rows.items():
+        gone = sum(problem in copies for task in tasks for problem in results.problems(task))
+        cells = {"benchmark": results.label(row), "problems left out": gone}
+        rows.append(cells | results.scores(row, results.track, without=copies))
+    return {"manifest": path, "table": Table(rows, {"problems left out": ",.0f"})}
+
+
+def failing_tracks(results: Results) -> list[str]:
+    """List the tracks on which grading may fail: the judge's has no count of errors."""
+    parts = [part["tracks"] for _, part in results.parts()]
+    return [track for track in results.tracks if all("errors" in part.get(track, ()) for part in parts)]
+
+
+def track_table(results: Results) -> Table:
+    """Set the scores by all graders side by side, with the number of answers on which each failed."""
+    rows = []
+    for row, tasks in results.rows.items():
+        scores = {track: results.scores(row, track) for track in results.tracks}
+        for model in results.models:
+            parts = [results.tasks[task][model]["tracks"] for task in tasks]
+            errors = {track: sum(part[track]["errors"] for part in parts) for track in failing_tracks(results)}
+            by_track = {track: scores[track][model] for track in results.tracks}
+            rows.append({"benchmark": row, "model": model, **by_track, "errors": errors})
+    return Table(rows, {"errors": lambda errors: " + ".join(map(str, errors.values()))})
+
+
+def judge_table(results: Results) -> Table | None:
+    judged = [part["judged"] for _, part in results.parts() if part["judged"]]
+    if not judged:
+        return None
+    rows = [cells | (part["judged"] or dict.fromkeys(judged[0])) for cells, part in results.parts()]
+    return Table(rows, dict.fromkeys(judged[0], ",.0f"))
+
+
+def attempt_table(results: Results) -> Table:
+    """List pass@k and maj@N."""
+    tracks = [(cells, part["tracks"][results.track]) for cells, part in results.parts()]
+    ks = sorted({int(k) for _, track in tracks for k in track["pass"]})
+    passes = [{f"pass@{k}": track["pass"].get(str(k)) for k in ks} for _, track in tracks]
+    return Table([cells | by_k | {"maj@N": track["maj"]} for (cells, track), by_k in zip(tracks, passes, strict=True)])
+
+
+def response_table(results: Results) -> Table:
+    """List what the responses are like, whether correct or not."""
+    rows = []
+    for cells, part in results.parts():
+        tokens = {f"tokens, {name}": (part["tokens"] or {}).get(name) for name in LENGTHS}
+        cells |= {"no box": part["no_box"], "cut off": part["cut_off"], **tokens}
+        rows.append(cells | {"distinct-4": part["distinct_4"]})
+    return Table(rows, {f"tokens, {name}": ",.0f" for name in LENGTHS} | {"distinct-4": ".3f"})

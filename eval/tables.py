@@ -1,0 +1,87 @@
+"""Tables of values as Markdown, and Markdown as one HTML page."""
+
+import base64
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import markdown_it
+import pandas as pd
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names as "a, b and c"."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def interval_cell(value: float, bounds: tuple[float, float], *_) -> dict[str, float]:
+    """Return what report.json has of a fraction with its interval."""
+    return {"value": value, "low": bounds[0], "high": bounds[1]}
+
+
+def percent(value: float | dict, sign: str = "") -> str:
+    """Format a fraction as "41.2", or one with its interval as "41.2 [38.0, 44.5]"."""
+    fractions = value.values() if isinstance(value, dict) else (value,)
+    middle, *ends = (round(100 * fraction, 1) + 0.0 for fraction in fractions)  # + 0.0: no "-0.0"
+    return f"{middle:{sign}.1f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "")
+
+
+def signed_percent(value: dict) -> str:
+    return percent(value, sign="+")
+
+
+class Table(NamedTuple):
+    """Rows of values, as report.json has them, and how columns show theirs: a format, or a function; else percent."""
+
+    rows: list[dict[str, Any]]
+    formats: dict[str, str | Callable[[Any], str]] = {}  # noqa: RUF012
+
+    def markdown(self) -> str:
+        """Format the table, with columns of numbers set to the right, and a name that repeats shown once."""
+        values = pd.DataFrame(self.rows, dtype=object)
+        shown = values.apply(lambda column: [self._text(column.name, value) for value in column])
+        first = shown.columns[0]
+        shown[first] = shown[first].mask(shown[first].duplicated(), "")
+        is_text = values.apply(lambda column: column.map(lambda value: isinstance(value, str)).all())
+        marks = ["---" if text else "---:" for text in is_text]
+        lines = [[column.replace("|", r"\|") for column in shown], marks, *shown.to_numpy().tolist()]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    def _text(self, column: str, value: Any) -> str:
+        form = self.formats.get(column, percent)
+        if value is None or isinstance(value, str):
+            return "-" if value is None else value.replace("|", r"\|")
+        return form(value) if callable(form) else format(value, form)
+
+
+TEMPLATES.filters |= {"table": Table.markdown, "listed": listed}
+
+
+def render_markdown(template: str, **context) -> str:
+    text = TEMPLATES.get_template(template).render(**context)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def render_page(title: str, text: str, folder: Path) -> str:
+    """Turn a Markdown report into one HTML page, the figures that it names in `folder` inside."""
+
+    def inlined(match: re.Match) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'<figure><img src="data:image/png;base64,{data}" alt="{match[2]}"></figure>'
+
+    body = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    body = re.sub(r'<p><img src="([\w.-]+\.png)" alt="([^"]*)" /></p>', inlined, body)
+    body = body.replace('style="text-align:right"', 'class="number"')
+    body = re.sub('(?<=<td class="number">)[^<]+', lambda cell: cell[0].replace(", ", ",&nbsp;"), body)
+    body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
+    return TEMPLATES.get_template("page.html.j2").render(title=title, body=body)

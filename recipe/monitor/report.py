@@ -1,0 +1,125 @@
+"""The section of a report about a run's training: its curves, warnings and compute, the paper's beside them."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from common.figures import COLOURS, colour, panels, save
+from recipe import attention
+from recipe.monitor.compute import compute, compute_rows, count
+from recipe.monitor.curves import AIME24, BANDS, BUDGETS, backbone, band, has_bands
+from recipe.monitor.health import QUANTITIES, series, warnings
+from recipe.monitor.metrics import REWARD, format_metric, has_training, read_metrics
+
+TEMPLATE = Path(__file__).with_name("report.md.j2")
+OURS, PAPER = COLOURS[0], "#e0a030"
+VALIDATION_PANEL = 3  # after reward, entropy and length
+MANY_STEPS = 100  # from here on a line is drawn without markers, and its running mean over it
+
+
+class TrainingSection(NamedTuple):
+    """Markdown, and for report.json the rows of its table of compute and its other numbers."""
+
+    text: str
+    compute_table: list[dict[str, Any]]
+    numbers: dict[str, Any]
+
+
+def training_section(run: Path, folder: Path) -> TrainingSection | None:
+    """Report a run's training, its figure written into `folder`; None for a run without steps.
+
+    Raises:
+        FileNotFoundError: the run has metrics and no config.
+    """
+    by_step = read_metrics(run / "metrics.jsonl")
+    trained = [metrics for metrics in by_step.values() if has_training(metrics)]
+    if not trained:
+        return None
+    config = OmegaConf.load(run / "config.yaml")
+    figure = "curves.png" if folder == run else f"curves_{run.name}.png"
+    draw_curves(by_step, config, folder / figure)
+    ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
+    rows = compute_rows(ours, config, name)
+    text = jinja2.Template(TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True).render(
+        run=run.name,
+        steps=len(trained),
+        seconds=sum(metrics["timing_s/step"] for metrics in trained),
+        rewards=[format_metric(metrics, REWARD) for metrics in (trained[0], trained[-1])],
+        attention=attention.requested(config),
+        figure=figure,
+        has_bands=has_bands(config),
+        warnings=warnings(by_step, config),
+        backbone=name,
+        rows=[row.texts() for row in rows],
+        context=config.data.max_prompt_length + config.data.max_response_length,
+        budgets=[f"{method} {count(tokens)}" for method, tokens in BUDGETS.items()],
+    )
+    table = [
+        {"compute": row.quantity, "this run": row.ours, f"JustRL-{name}, published": row.published} for row in rows
+    ]
+    curves = {
+        name: {step: None if math.isnan(value) else value for step, value in values.items()}
+        for name, values in series(by_step, config).items()
+    }
+    return TrainingSection(text, table, ours | {"curves": curves, "budgets": BUDGETS})
+
+
+def draw_curves(by_step: dict[int, dict], config: DictConfig, path: Path) -> None:
+    """Draw every quantity that the run has, and its validation sets, over steps."""
+    from matplotlib import ticker
+
+    curves, last = series(by_step, config), max(by_step)
+    names = [name for name in QUANTITIES if name in curves]
+    sets = {name: values for name, values in curves.items() if name not in QUANTITIES}
+    if sets:
+        names.insert(VALIDATION_PANEL, "validation")
+    figure, axes = panels(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        if name == "validation":
+            draw_validation(axis, sets, config)
+        else:
+            draw_quantity(axis, name, curves[name], has_bands(config))
+        axis.set_xlim(-0.02 * last, 1.02 * last)
+        axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    save(figure, path)
+
+
+def draw_line(axis, values: dict[int, float], shade: str, **options) -> None:
+    """Draw values by step; of many, faint, with their running mean over a fiftieth of them."""
+    steps, numbers = list(values), np.array(list(values.values()))
+    if len(steps) < MANY_STEPS:
+        axis.plot(steps, numbers, color=shade, marker="o", markersize=3, **options)
+        return
+    axis.plot(steps, numbers, color=shade, alpha=0.25, linewidth=0.7)
+    window = len(steps) // 50
+    mean = np.convolve(numbers, np.ones(window) / window, mode="valid")
+    axis.plot(steps[window // 2 :][: len(mean)], mean, color=shade, **options)
+
+
+def draw_quantity(axis, name: str, values: dict[int, float], of_paper: bool) -> None:
+    """Draw one quantity, before the paper's band if it has one and the run is one of the paper's."""
+    axis.set_title(QUANTITIES[name][1], fontsize="small", loc="left")
+    draw_line(axis, values, OURS)
+    if of_paper and name in BANDS:
+        steps = np.arange(max(values) + 1)
+        low, high = zip(*(band(name, step) for step in steps), strict=True)
+        axis.fill_between(steps, low, high, color=PAPER, alpha=0.25, linewidth=0, zorder=0)
+    elif (numbers := np.nan_to_num(list(values.values()))).min() >= 0:
+        axis.set_ylim(0, 1.1 * numbers.max() or 1)
+
+
+def draw_validation(axis, sets: dict[str, dict[int, float]], config: DictConfig) -> None:
+    """Draw the accuracy of each validation set, and the published AIME24 of the paper's plain runs."""
+    for i, (name, values) in enumerate(sets.items()):
+        draw_line(axis, values, colour(i), label=name)
+    if has_bands(config):
+        steps, percent = zip(*AIME24[backbone(config)], strict=True)
+        axis.plot(steps, np.array(percent) / 100, color=PAPER, linestyle="--", label="AIME24, paper, by eye")
+    axis.set_title("validation accuracy", fontsize="small", loc="left")
+    axis.set_ylim(-0.02, 1.02)
+    axis.legend(ncols=2, fontsize="x-small", handlelength=1.2, columnspacing=1, framealpha=0.7)
