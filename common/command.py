@@ -4,9 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
-
-Settings = TypeVar("Settings")
+from typing import Any, NoReturn
 
 
 class Failure(Exception):
@@ -36,7 +34,7 @@ def within(low: float, high: float) -> Callable[[str], float]:
     return number
 
 
-def settings(kind: type[Settings], args: argparse.Namespace) -> Settings:
+def settings(kind: Any, args: argparse.Namespace) -> Any:
     """Make a data class of the arguments that are named like its fields."""
     return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
 

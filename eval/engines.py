@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.command import positive
+from common.forked_python import py_executable
 from common.machine import device
 from common.processes import RAY_PATIENCE, python_path, temporary_root
 
@@ -228,14 +229,17 @@ def engine_options(model: str, length: int, tensor_parallel: int = 1) -> dict:
 def connect_ray(address: str, workers: int | None) -> None:
     import ray
 
-    local = {"include_dashboard": False, "num_cpus": max(os.cpu_count(), workers or 1)} if address == "local" else {}
+    local = (
+        {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers or 1)} if address == "local" else {}
+    )
     terminate = signal.getsignal(signal.SIGTERM)
     os.environ.update({"RAY_TMPDIR": str(temporary_root()), **RAY_LOCAL} | os.environ)
     ray.init(address=address, log_to_driver=True, **local)
     signal.signal(signal.SIGTERM, terminate)  # Ray's own handler leaves by itself, past every `finally`
 
 
-def actor_variables(address: str, workers: int) -> dict[str, str]:
+def actor_environment(address: str, workers: int) -> dict:
+    """Ray's runtime environment of the engines."""
     variables = {"PYTHONPATH": python_path(), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
     # FlashInfer's sampler would be compiled at the start, with nvcc, and never used: every request has a seed.
     variables |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
@@ -243,8 +247,9 @@ def actor_variables(address: str, workers: int) -> dict[str, str]:
         variables |= {"VLLM_RPC_BASE_PATH": str(temporary_root())}
     if device() == "cpu":
         variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        variables |= {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // workers))}
-    return variables
+        variables |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+    python = py_executable(os.environ) if device() == "cpu" else None
+    return {"env_vars": variables} | ({"py_executable": python} if python else {})
 
 
 @contextlib.asynccontextmanager
@@ -268,7 +273,7 @@ async def ray_engines(options: dict, sampling: dict, workers: int | None) -> Asy
             **needs,
             max_restarts=TRIES - 1,
             max_concurrency=2 * IN_FLIGHT,
-            runtime_env={"env_vars": actor_variables(address, workers)},
+            runtime_env=actor_environment(address, workers),
         )
         engines = [RayEngine(remote.remote(options, sampling)) for _ in range(workers)]
         await asyncio.gather(*(engine.describe() for engine in engines))
@@ -281,8 +286,8 @@ async def ray_engines(options: dict, sampling: dict, workers: int | None) -> Asy
 async def started_engines(settings: ModelSettings, length: int, sampling: dict):
     """Yield the engines of a model, and what they report of themselves."""
     if settings.endpoint:
-        engines = [Endpoint(url, settings.model, sampling) for url in settings.endpoint]
-        yield engines, [await engine.describe() for engine in engines]
+        servers = [Endpoint(url, settings.model, sampling) for url in settings.endpoint]
+        yield servers, [await server.describe() for server in servers]
         return
     options = engine_options(settings.model, length, settings.tensor_parallel) | {"revision": settings.revision}
     async with ray_engines(options, sampling, settings.workers) as engines:

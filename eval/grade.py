@@ -86,7 +86,7 @@ def grade_folder(folder: Path, judge_settings: JudgeSettings | None = None) -> d
     grades, distinct = {}, {}
     for task, path in files.items():
         grades[task], distinct[task] = grade_task(path, task, made_by[task].get("problem_count"), cache)
-    tracks = (OFFICIAL, TYPED)
+    tracks: tuple[str, ...] = (OFFICIAL, TYPED)
     if judge_settings:
         grades, tracks = with_verdicts(grades, judge_settings, folder), (*tracks, JUDGED)
     tasks = {}

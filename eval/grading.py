@@ -81,7 +81,7 @@ def comparisons(record: dict) -> dict[str, tuple[str, Callable, tuple]]:
         OFFICIAL: (official.boxed(record["response"]), official.grade, (reference,)),
         TYPED: (last_boxed(record["response"]), typed.grade, parsed),
     }
-    return {track: comparison for track, comparison in found.items() if comparison[0] is not None}
+    return {track: (answer, grade, rest) for track, (answer, grade, rest) in found.items() if answer is not None}
 
 
 def track_versions() -> dict[str, str]:
@@ -91,7 +91,8 @@ def track_versions() -> dict[str, str]:
 
 def grade_samples(records: list[dict], task: str, cache: Cache) -> list[Grade]:
     """Grade the samples of a task; ValueError for a correction that was written for another reference answer."""
-    wanted, keys, versions = {}, [], track_versions()
+    wanted, versions = {}, track_versions()
+    keys: list[dict[str, str]] = []
     for record in records:
         keys.append({})
         for track, (answer, grade, reference) in comparisons(record).items():
@@ -109,7 +110,11 @@ def make_grade(record: dict, outcomes: dict[str, str]) -> Grade:
     answer = None if answer is None else answer[: official.MAX_CHARACTERS]
     shown = final_part(response, last_boxed(response) or "")
     return Grade(
-        **{name: record.get(name) for name in ("task", "problem_id", "sample", "tokens", "finish_reason")},
+        task=record["task"],
+        problem_id=record["problem_id"],
+        sample=record["sample"],
+        tokens=record.get("tokens"),
+        finish_reason=record.get("finish_reason"),
         answer=answer,
         vote=None if answer is None else official.normal_form(answer),
         question=Question(record["prompt"] or "", record["answer"], shown),

@@ -90,7 +90,7 @@ def ask_model(
         note(record, parse_verdict(result["response"]))
 
     fitting = [{"question": question, "prompt": question.prompt, "seed": 0} for question in questions]
-    overflowing = []
+    overflowing: list[dict] = []
     if not model.endpoint:
         fitting, overflowing = split_by_context(fitting, model)
     print(f"  {len(fitting)} questions to {model.model}, the engines' output in {log}", flush=True)

@@ -95,11 +95,13 @@ def write(
         manifest: of the training set.
         row: of the published table, to put the last model beside.
     """
-    if output is None and len(folders) > 1:
+    alone = folders[0] if len(folders) == 1 else None
+    folder = output or alone
+    if folder is None:
         raise ValueError("a report on several folders needs --output DIR")
-    found, alone = find(folders), folders[0] if len(folders) == 1 else None
-    folder, title = output or alone, alone.resolve().name if alone else listed(found)
-    scores = {name: load(folder) for name, folder in found.items()}
+    found = find(folders)
+    title = alone.resolve().name if alone else listed(found)
+    scores = {name: load(evaluation) for name, evaluation in found.items()}
     context, tables = evaluation_context(scores, folder, manifest, row) if scores else ({}, {})
     values = {name: table.rows for name, table in tables.items()}
     numbers = {"title": title, "units": UNITS, "tables": values} | ({"evaluations": scores} if scores else {})

@@ -63,7 +63,7 @@ class Results:
         self.rows = {task: [task] for task in common} | ({f"mean of {len(common)}": common} if common[1:] else {})
         self.tracks = list(dict.fromkeys(track for _, part in self.parts() for track in part["tracks"]))
         for cells, part in self.parts():
-            self._check(*cells.values(), part["tracks"])
+            self._check(cells["benchmark"], cells["model"], part["tracks"])
 
     def _check(self, task: str, name: str, tracks: dict[str, dict]) -> None:
         if self.track not in tracks:

@@ -7,7 +7,7 @@ from eval.published import PUBLISHED, beside_published, published_row
 from eval.results import Results
 from eval.samples import PROTOCOL
 from eval.statistics import SIGNIFICANT, detectable_difference, holm, paired_mean_difference
-from eval.tables import Table, interval_cell, signed_percent
+from eval.tables import Format, Table, interval_cell, signed_percent
 
 MANIFEST = Path("data/dapo/train.manifest.json")
 LENGTHS = ("mean", "p10", "p50", "p90", "p99")
@@ -25,7 +25,8 @@ def protocol(scores: dict[str, dict]) -> list[dict]:
 
 def difference(results: Results, model: str) -> dict:
     """Compare the first model with another one over the same problems: a table, and what it can tell apart."""
-    name, text = f"{model} minus {results.first}", {"model": model, "better": [], "worse": [], "unclear": []}
+    name = f"{model} minus {results.first}"
+    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
     both = [results.first, model]
     pairs = {task: results.fractions(task, results.track)[both].to_numpy().T for task in results.tasks}
     found = {row: paired_mean_difference([pairs[task] for task in tasks]) for row, tasks in results.rows.items()}
@@ -37,11 +38,11 @@ def difference(results: Results, model: str) -> dict:
         cells = {"benchmark": results.label(row), name: interval_cell(value, bounds), "p": p}
         rows.append(cells | {"p, Holm": corrected.get(row), "would show": detectable[row]})
         is_sure = corrected.get(row, p) < SIGNIFICANT
-        text["unclear" if not is_sure else "better" if value > 0 else "worse"].append(row)
-    ordered = sorted(detectable, key=detectable.get)
+        verdicts["unclear" if not is_sure else "better" if value > 0 else "worse"].append(row)
+    ordered = sorted(detectable, key=lambda row: detectable[row])
     ends = [f"{detectable[row]:.1f} points ({row})" for row in dict.fromkeys((ordered[0], ordered[-1]))]
-    formats = {name: signed_percent, "p": ".2g", "p, Holm": ".2g", "would show": ".1f"}
-    return text | {"detectable": ends, "name": name, "table": Table(rows, formats)}
+    formats: dict[str, Format] = {name: signed_percent, "p": ".2g", "p, Holm": ".2g", "would show": ".1f"}
+    return {"model": model, "detectable": ends, "name": name, "table": Table(rows, formats)} | verdicts
 
 
 def published(scores: dict[str, dict], named: str | None) -> list[dict]:
@@ -118,6 +119,7 @@ def response_table(results: Results) -> Table:
     rows = []
     for cells, part in results.parts():
         tokens = {f"tokens, {name}": (part["tokens"] or {}).get(name) for name in LENGTHS}
-        cells |= {"no box": part["no_box"], "cut off": part["cut_off"], **tokens}
-        rows.append(cells | {"distinct-4": part["distinct_4"]})
-    return Table(rows, {f"tokens, {name}": ",.0f" for name in LENGTHS} | {"distinct-4": ".3f"})
+        fractions = {"no box": part["no_box"], "cut off": part["cut_off"]}
+        rows.append({**cells, **fractions, **tokens, "distinct-4": part["distinct_4"]})
+    formats: dict[str, Format] = {f"tokens, {name}": ",.0f" for name in LENGTHS}
+    return Table(rows, formats | {"distinct-4": ".3f"})

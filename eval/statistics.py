@@ -134,7 +134,7 @@ def sampling_error(per_problem: np.ndarray, samples: int) -> float:
 def holm(p_values: dict[str, float]) -> dict[str, float]:
     """Correct p-values for there being several (Holm 1979)."""
     corrected, worst = {}, 0.0
-    for i, name in enumerate(sorted(p_values, key=p_values.get)):
+    for i, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         worst = max(worst, min(1.0, (len(p_values) - i) * p_values[name]))
         corrected[name] = worst
     return corrected

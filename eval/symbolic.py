@@ -17,8 +17,10 @@ from pathlib import Path
 OPERATORS = {*"+-*/(),!<>|&~@", "**", "//", "<<", ">>", "==", "!=", "<=", ">="}
 # Answers have two letters at most besides sqrt and frac: sympy has no more names of these that are formulas. The second
 # line is what `parse_expr` itself writes.
-NAMES = ("csc", "ff", "frac", "hn1", "hn2", "im", "jn", "li", "ln", "nan", "oo", "pi", "re", "rf", "sqrt", "yn", "zoo")
-NAMES += ("Float", "Function", "I", "Integer", "Number", "Symbol", "factorial", "factorial2")
+NAMES = (
+    "csc ff frac hn1 hn2 im jn li ln nan oo pi re rf sqrt yn zoo "
+    "Float Function I Integer Number Symbol factorial factorial2"
+).split()
 QUIET = (tokenize.NAME, tokenize.NUMBER, tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
 
 

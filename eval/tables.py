@@ -18,6 +18,9 @@ TEMPLATES = jinja2.Environment(
 )
 
 
+Format = str | Callable[[Any], str]
+
+
 def listed(names: Iterable[str]) -> str:
     """Join names as "a, b and c"."""
     *most, last = names
@@ -44,7 +47,7 @@ class Table(NamedTuple):
     """Rows of values, as report.json has them, and how columns show theirs: a format, or a function; else percent."""
 
     rows: list[dict[str, Any]]
-    formats: dict[str, str | Callable[[Any], str]] = {}  # noqa: RUF012
+    formats: dict[str, Format] = {}  # noqa: RUF012
 
     def markdown(self) -> str:
         """Format the table, with columns of numbers set to the right, and a name that repeats shown once."""

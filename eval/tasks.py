@@ -17,8 +17,7 @@ from eval.samples import ENDING, PROTOCOL, read_samples
 PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
 DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's
 # Settings that decide what a sample is: a folder made with others is not mixed with these.
-FINGERPRINTED = ("model", "revision", "files", "endpoint", "problems", "prompt", "temperature", "top_p", "max_tokens")
-FINGERPRINTED += ("base_seed",)
+FINGERPRINTED = "model revision files endpoint problems prompt temperature top_p max_tokens base_seed".split()
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ def draw_quantity(axis, name: str, values: dict[int, float], of_paper: bool) -> 
     draw_line(axis, values, OURS)
     if of_paper and name in BANDS:
         steps = np.arange(max(values) + 1)
-        low, high = zip(*(band(name, step) for step in steps), strict=True)
-        axis.fill_between(steps, low, high, color=PAPER, alpha=0.25, linewidth=0, zorder=0)
+        bounds = np.array([band(name, int(step)) for step in steps])
+        axis.fill_between(steps, bounds[:, 0], bounds[:, 1], color=PAPER, alpha=0.25, linewidth=0, zorder=0)
     elif (numbers := np.nan_to_num(list(values.values()))).min() >= 0:
         axis.set_ylim(0, 1.1 * numbers.max() or 1)
 
