@@ -77,7 +77,7 @@ def comparisons(record: dict) -> dict[str, tuple[str, Callable, tuple]]:
     """Map tracks to a sample's final answer, what grades it and its reference; only where it has an answer."""
     reference = record["answer"]
     parsed = typed.reference_answer(reference, record["task"], record["problem_id"])
-    found = {
+    found: dict[str, tuple[str | None, Callable, tuple]] = {
         OFFICIAL: (official.boxed(record["response"]), official.grade, (reference,)),
         TYPED: (last_boxed(record["response"]), typed.grade, parsed),
     }
