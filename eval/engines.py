@@ -116,7 +116,10 @@ class Engine:
         return result
 
     def _run(self) -> None:
+        import torch
+
         try:
+            torch.set_num_threads(torch.get_num_threads())  # OpenMP's number is a thread's own, in a fork its server's
             while True:
                 while not self.arrived.empty() or not self.engine.has_unfinished_requests():
                     self._add(*self.arrived.get())

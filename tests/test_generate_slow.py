@@ -21,17 +21,22 @@ SECONDS = 600
 ENVIRONMENT = os.environ | {"JUSTRL_DEVICE": "cpu"}
 
 
-def command(module, *arguments):
-    """Run a command of the evaluation to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"eval.{module}", *map(str, arguments)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def command(fork_server):
+    """Run a command of the evaluation to its end; returns its exit status, output and errors."""
+
+    def run(module, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", f"eval.{module}", *map(str, arguments)],
+            cwd=ROOT,
+            env=fork_server,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
 
 
 def samples(folder):
@@ -64,7 +69,7 @@ def nine(tmp_path_factory):
     return ["--model", "models/demo", "--bench", bench, "--samples", 1, "--max-tokens", 8]
 
 
-def test_killed_twice_and_once_an_engine_it_ends_with_an_undisturbed_runs_samples(nine, tmp_path):
+def test_killed_twice_and_once_an_engine_it_ends_with_an_undisturbed_runs_samples(nine, command, tmp_path):
     folder, total = tmp_path / "killed", sum(benchmark.problems for benchmark in BENCHMARKS.values())
     generate = [sys.executable, "-m", "eval.generate", *map(str, nine), "--output", str(folder)]
     left = set()
@@ -157,7 +162,7 @@ def server(judge):
         process.wait(60)
 
 
-def test_a_served_model_samples_and_judges(server, judge, tmp_path):
+def test_a_served_model_samples_and_judges(server, judge, command, tmp_path):
     arguments = ["--bench", "data/demo", "--tasks", "test", "--samples", 2, "--max-tokens", 8, "--output", tmp_path]
     arguments += ["--endpoint", server]
     status, _, errors = command("generate", "--model", "another", *arguments)
@@ -193,7 +198,7 @@ def test_a_served_model_samples_and_judges(server, judge, tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text())["tasks"]["test"]["judged"] == task["judged"]
 
 
-def test_a_judge_that_is_not_there_or_too_small(judge, tmp_path):
+def test_a_judge_that_is_not_there_or_too_small(judge, command, tmp_path):
     write_samples(tmp_path, "t", ["no"], samples=1)
     status, _, errors = command("grade", tmp_path, "--judge", "models/absent")
     assert (status, errors) == (2, "eval.grade: model models/absent: no such folder\n")

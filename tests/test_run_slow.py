@@ -64,9 +64,9 @@ def assert_nothing_is_left(recorded, folder):
     assert not list(Path("/tmp").glob(f"rl-colocate-zmq-{run}-*"))
 
 
-def test_kill_9_in_the_middle_then_the_same_command_finishes():
+def test_kill_9_in_the_middle_then_the_same_command_finishes(fork_server):
     folder = experiment("test_kill")
-    env = os.environ | {"JUSTRL_EVAL": "--samples 1"}
+    env = fork_server | {"JUSTRL_EVAL": "--samples 1"}
     first = subprocess.Popen(
         command("test_kill", 6), cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL
     )
@@ -156,7 +156,7 @@ def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(fork_s
     assert "the vLLM engine died while it took new weights" in (folder / "train.log").read_text(errors="replace")
 
 
-def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, tmp_path):
+def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, fork_server, tmp_path):
     """The dry run: DAPO's rows with their template, AIME24, AIME25 and AMC23, by overrides alone."""
     import pandas as pd
 
@@ -177,7 +177,7 @@ def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, 
         "data.max_response_length=32",
         "actor_rollout_ref.rollout.custom.validation_response_length=32",
     ]
-    environment = os.environ | {
+    environment = fork_server | {
         "JUSTRL_DAPO": str(tmp_path / "raw.parquet"),
         "JUSTRL_BENCH": str(shared_data / "bench"),
         "JUSTRL_DATA": str(tmp_path / "data"),
