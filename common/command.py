@@ -39,7 +39,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     ValueError and OSError are wrong use or a full disk: their first line goes to stderr, exit status 2. So does an
     interrupt: every file is written atomically, so there is nothing to clean up. Failure is exit status 1.
     """
-    name, status = sys.modules["__main__"].__spec__.name, 2
+    name, status = sys.modules["__main__"].__spec__.name.removesuffix(".__main__"), 2
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt:
