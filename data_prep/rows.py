@@ -27,10 +27,7 @@ COLUMNS = tuple(SCHEMA.names)
 
 
 def row(data_source: str, problem: str, ground_truth: str, index: int | str, split: str) -> dict:
-    """Return one row as verl's RLHFDataset reads it: one user turn, a string ground truth.
-
-    The turn is training's; the bare problem is kept beside it for evaluation, whose prompt differs.
-    """
+    """Make a row of verl's RLHFDataset: training's user turn, and the bare problem for evaluation's, which differs."""
     return {
         "data_source": data_source,
         "prompt": [{"role": "user", "content": training_prompt(problem)}],
@@ -41,12 +38,11 @@ def row(data_source: str, problem: str, ground_truth: str, index: int | str, spl
 
 
 def manifest_path(path: Path) -> Path:
-    """Return where the manifest of a prepared parquet file lies."""
     return path.with_name(f"{path.stem}.manifest.json")
 
 
 def read_manifest(path: Path) -> dict | None:
-    """Return the manifest of a prepared parquet file; None where there is none that can be read."""
+    """Read the manifest of a prepared parquet file; None where there is none that can be read."""
     try:
         manifest = json.loads(manifest_path(path).read_text())
     except (FileNotFoundError, json.JSONDecodeError):

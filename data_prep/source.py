@@ -39,11 +39,7 @@ class Source(NamedTuple):
 
 
 def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
-    """Download the files of a hub data set that match `pattern`, or find them in the hub's local cache.
-
-    Raises:
-        ValueError: the hub cannot be reached and the cache has no copy, or there is no such data set or file.
-    """
+    """Download the files of a hub data set that match `pattern`, or find them in the hub's local cache."""
     import httpx
     from huggingface_hub import snapshot_download
 
@@ -58,7 +54,7 @@ def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
 
 
 def from_folder(folder: Path, pattern: str) -> Source:
-    """Return the files of a folder, at any depth, whose name or relative path matches `pattern`."""
+    """Find the files of a folder, at any depth, whose relative path matches `pattern`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
     matching = [path for path in files if fnmatch(str(path.relative_to(folder)), pattern)]
     if not matching:
@@ -69,11 +65,7 @@ def from_folder(folder: Path, pattern: str) -> Source:
 
 
 def locate(source: str, revision: str | None = None, pattern: str = "*.parquet") -> Source:
-    """Return the files of a local file, a local folder, or a hub data set's owner/name.
-
-    Raises:
-        ValueError: there is none; one line that says why and what to do.
-    """
+    """Find a local file, a local folder, or a hub data set's owner/name; ValueError if there is none."""
     path = Path(source)
     if source and path.is_dir():
         return from_folder(path, pattern)
@@ -88,7 +80,7 @@ def locate(source: str, revision: str | None = None, pattern: str = "*.parquet")
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into one line that names it."""
+    """Name the file in one line whatever goes wrong while it is read."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -102,27 +94,20 @@ def row_count(path: Path) -> int | None:
 
 
 def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yield a file's rows; of parquet only those of `columns` that it has.
-
-    Raises:
-        ValueError: the file is not what its name says, or is damaged.
-    """
+    """Yield a file's rows, of parquet only those of `columns` that it has; ValueError if it is damaged."""
     with readable(path):
         if path.suffix == ".parquet":
             file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
             yield from file.iter_batches(BATCH_ROWS, columns=[c for c in columns if c in file.schema_arrow.names])
-        else:
-            with path.open(encoding="utf-8-sig") as lines:
-                first = json.loads(lines.readline() or "null")
-            prompt = first.get("prompt") if isinstance(first, dict) else None
-            # Only what is needed, with its type: pyarrow would guess that an answer is a date.
-            parsing = pyarrow.json.ParseOptions(
-                explicit_schema=TEXT_ROWS if isinstance(prompt, str) else MESSAGE_ROWS,
-                unexpected_field_behavior="ignore",
-            )
-            # A block must hold a whole line.
-            reading = pyarrow.json.ReadOptions(block_size=2**24)
-            yield from pyarrow.json.open_json(path, read_options=reading, parse_options=parsing)
+            return
+        with path.open(encoding="utf-8-sig") as lines:
+            first = json.loads(lines.readline() or "null")
+        prompt = first.get("prompt") if isinstance(first, dict) else None
+        # Only what is needed, with its type: pyarrow would guess that an answer is a date.
+        schema = TEXT_ROWS if isinstance(prompt, str) else MESSAGE_ROWS
+        parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        reading = pyarrow.json.ReadOptions(block_size=2**24)  # a block must hold a whole line
+        yield from pyarrow.json.open_json(path, read_options=reading, parse_options=parsing)
 
 
 def records(path: Path) -> list[dict]:

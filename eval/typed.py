@@ -5,25 +5,25 @@ lists as sets or in order, intervals with their ends, both values of a plus-minu
 factor and other formulas by math-verify in a sandboxed worker. Hedges, chains and several answers do not pass. What is
 added here is the tolerance of a measured number.
 
-    >>> from data_prep.reference_answers import read
-    >>> judge(r"\boxed{4.5\times 10^{33}}", "4.5e33", read("4.5e33"))
+    >>> from data_prep.reference_answers import parse
+    >>> judge(r"\boxed{4.5\times 10^{33}}", "4.5e33", parse("4.5e33"))
     ('equivalent', '4.5\\times 10^{33}')
 """
 
 from dataclasses import asdict, replace
 from decimal import Decimal
 
-from data_prep.reference_answers import Reading
+from data_prep.reference_answers import ParsedAnswer
 from reward import robust
 
-RIGHT = robust.comparison.RIGHT
-VERSION = 1  # raise it whenever an outcome may change: caches of grades go by it
+RIGHT = robust.comparison.CORRECT
+VERSION = 2  # raise it whenever an outcome may change: caches of grades go by it
 # Of a decimal or a number in scientific notation that is not known to be rounded; those stand for half a unit of
-# their last digit (`Reading.tolerance`).
+# their last digit (`ParsedAnswer.tolerance`).
 RELATIVE_TOLERANCE = Decimal("1e-6")
 
 
-def judge(response: str, truth: str, reading: Reading) -> tuple[str, str]:
+def judge(response: str, truth: str, reading: ParsedAnswer) -> tuple[str, str]:
     """Return the outcome of a response, one of `reward.robust.OUTCOMES`, and its final answer, "" if it has none.
 
     Args:

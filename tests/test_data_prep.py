@@ -55,10 +55,10 @@ def test_unreadable_files_are_named_in_one_line(tmp_path):
         read_rows(tmp_path / "absent.parquet")
     good = tmp_path / "good.parquet"
     write_rows(good, [row("demo", "p", "1", i, "train") for i in range(500)], {})
-    torn = tmp_path / "torn.parquet"
-    torn.write_bytes(good.read_bytes()[:-100])
+    truncated = tmp_path / "cut.parquet"
+    truncated.write_bytes(good.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated"):
-        read_rows(torn)
+        read_rows(truncated)
     pd.DataFrame({"prompt": ["p"]}).to_parquet(tmp_path / "thin.parquet")
     with pytest.raises(ValueError, match="lacks column data_source, ability, reward_model, extra_info"):
         read_rows(tmp_path / "thin.parquet")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.benchmarks import BENCHMARKS, benchmark_row, read_pairs
-from data_prep.reference_answers import corrected, corrections, read
+from data_prep.reference_answers import corrected, corrections, parse
 from eval import grade, judge, typed
 from eval.generate import check_fingerprint, digest, model_digest, sample_seed, wanted_samples
 from eval.samples import read_samples, repair, sample_files
@@ -220,7 +220,7 @@ def test_every_gold_is_right_on_the_strict_typed_track(shared_data):
     ],
 )
 def test_the_type_of_the_gold_decides(task, gold, right, wrong):
-    reading, truth = read(gold, task), gold
+    reading, truth = parse(gold, task), gold
     outcomes = {answer: typed.judge(rf"\boxed{{{answer}}}", truth, reading)[0] for answer in (*right, *wrong)}
     assert {answer: outcome in typed.RIGHT for answer, outcome in outcomes.items()} == {
         **dict.fromkeys(right, True),
