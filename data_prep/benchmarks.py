@@ -52,11 +52,7 @@ BENCHMARK_SCHEMA = SCHEMA.set(
 
 
 def problem_and_answer(record: dict, benchmark: Benchmark) -> tuple[str, str]:
-    """Return the bare problem and the released answer, from a row of the hub or of either released layout.
-
-    Raises:
-        KeyError: a column is missing.
-    """
+    """Return the bare problem and the released answer, from a row of the hub or of either released layout."""
     if "reward_model" in record:
         return record["prompt"][0]["content"], record["reward_model"]["ground_truth"]
     answer = record[benchmark.answer]
@@ -77,11 +73,7 @@ def find(source: str, task: str) -> Source:
 
 
 def read_pairs(path: Path, task: str) -> list[tuple[str, str]]:
-    """Return the problems and released answers of a raw file.
-
-    Raises:
-        ValueError: the file cannot be read, has other columns, or has another number of problems.
-    """
+    """Return the problems and released answers of a raw file; ValueError if it is not the benchmark's."""
     listed = records(path)
     try:
         pairs = [problem_and_answer(record, BENCHMARKS[task]) for record in listed]
@@ -98,7 +90,6 @@ def read_pairs(path: Path, task: str) -> list[tuple[str, str]]:
 
 
 def digest(problems: list[str]) -> str:
-    """Return a short digest of problems in their order, blind to white space."""
     return hashlib.sha256("\n".join("".join(text.split()) for text in problems).encode()).hexdigest()[:16]
 
 
@@ -124,11 +115,6 @@ def changes(rows: list[dict]) -> list[dict]:
 
 
 def prepare(source: str, output: Path, tasks: list[str]) -> None:
-    """Prepare every task.
-
-    Raises:
-        ValueError: an unknown task, or a file that is missing or is not the benchmark.
-    """
     unknown = [task for task in tasks if task not in BENCHMARKS]
     if unknown:
         raise ValueError(f"unknown task '{unknown[0]}'; there are {', '.join(BENCHMARKS)}")
@@ -150,21 +136,14 @@ def prepare_task(source: Source, path: Path, task: str) -> None:
         "changes": changes(rows),
     }
     write_rows(path, rows, manifest, schema=BENCHMARK_SCHEMA)
-    corrected_count = sum(bool(extra["correction"]) for extra in extras)
-    print(
-        f"{path}: {len(rows)} problems; {len(manifest['changes'])} reference answers not written as released, "
-        f"{corrected_count} corrected"
-    )
+    changed, count = len(manifest["changes"]), sum(bool(extra["correction"]) for extra in extras)
+    print(f"{path}: {len(rows)} problems; {changed} reference answers not written as released, {count} corrected")
     if not manifest["problems_as_released"]:
         print(f"{path}: problems or their order differ from the released ones, ids are not comparable")
 
 
 def read_problems(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the problems of every prepared benchmark of a folder: task to problem id to bare problem.
-
-    Raises:
-        ValueError: there is none, or one is not a prepared file.
-    """
+    """Return the bare problems of every prepared benchmark of a folder, by task and problem id."""
     paths = {task: folder / f"{task}.parquet" for task in BENCHMARKS}
     there = {task: path for task, path in paths.items() if path.is_file()}
     if not there:

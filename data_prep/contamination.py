@@ -37,7 +37,6 @@ class Match:
 
 
 def ngrams(tokens: list[str]) -> list[tuple[str, ...]]:
-    """Return the n-grams of a list of words, in order, with repetitions."""
     return [tuple(tokens[i : i + N]) for i in range(len(tokens) - N + 1)]
 
 

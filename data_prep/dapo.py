@@ -96,7 +96,6 @@ def ground_truth_fault(answer: str | None) -> str | None:
 
 
 def agreed(answers: dict[str, int], conflicts: str) -> list[str]:
-    """Return the answers to keep of a problem whose copies disagree; `answers` is answer to rows."""
     if conflicts == "keep":
         return sorted(answers)
     best, second = Counter(answers).most_common(2)
@@ -187,7 +186,6 @@ def over_long(kept: list[tuple[str, str]], tokenizer) -> dict:
 
 
 def is_made(output: Path, settings: dict) -> bool:
-    """Return whether `output` was made from the same source by the same settings."""
     manifest = read_manifest(output)
     if manifest is None or not output.is_file() or {**manifest, **settings} != manifest:
         return False
@@ -195,7 +193,6 @@ def is_made(output: Path, settings: dict) -> bool:
 
 
 def file_settings(args: argparse.Namespace, source: Source) -> dict:
-    """Return the part of the manifest that is known before the source is read, and decides whether a file is kept."""
     folder = compared_benchmarks(args)
     return {
         "schema": SCHEMA_VERSION,

@@ -35,11 +35,7 @@ def text_field(column: pa.Array, name: str, field: str, expected: str) -> pa.Arr
 
 
 def raw_columns(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
-    """Return the prompts and ground truths of a batch, in either of the two known layouts.
-
-    Raises:
-        ValueError: a column is missing or has another type; the message says which.
-    """
+    """Return the prompts and ground truths of a batch, in either of the two known layouts."""
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     answers = "solution" if "solution" in columns else "reward_model"
     missing = [name for name in ("prompt", answers) if name not in columns]

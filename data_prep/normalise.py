@@ -37,7 +37,6 @@ def _plain_forms(text: str) -> str:
 
 
 def canonical(problem: str) -> str:
-    """Return the canonical text of a problem; two problems with the same one are duplicates."""
     text = SPACING.sub("", _plain_forms(problem))
     text = FRACTION.sub(r"\\frac", LAYOUT.sub("", text))
     return ONE_CHARACTER.sub(r"\1", "".join(MATH_DELIMITER.sub("", text).split()))

@@ -81,17 +81,12 @@ class Correction:
 
 
 def corrections() -> dict[str, Correction]:
-    """Return the overlay: problem id to correction."""
     entries = json.loads(CORRECTIONS.read_text())["corrections"]
     return {entry["problem_id"]: Correction(**entry) for entry in entries}
 
 
 def corrected(released: str, task: str, correction: Correction | None) -> tuple[str, ParsedAnswer]:
-    """Return a reference answer as a strict match compares with it, and parsed, both corrected if need be.
-
-    Raises:
-        ValueError: the correction was written for another answer.
-    """
+    """Return a reference answer as a strict match compares with it, and parsed, both corrected if need be."""
     if correction is None:
         return without_delimiters(released), parse(released, task)
     if correction.released != released:

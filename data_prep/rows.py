@@ -73,7 +73,7 @@ def open_rows(path: str | Path) -> pq.ParquetFile:
     (https://github.com/apache/arrow/issues/34314; one exit in four on two busy cores).
 
     Raises:
-        ValueError: the file is missing, is not readable parquet, lacks a column or has no rows; one line that says so.
+        ValueError: the file is missing, is not readable parquet, lacks a column or has no rows.
     """
     path = Path(path)
     if not path.is_file():

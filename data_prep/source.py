@@ -54,7 +54,6 @@ def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
 
 
 def from_folder(folder: Path, pattern: str) -> Source:
-    """Find the files of a folder, at any depth, whose relative path matches `pattern`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
     matching = [path for path in files if fnmatch(str(path.relative_to(folder)), pattern)]
     if not matching:
@@ -111,7 +110,6 @@ def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def records(path: Path) -> list[dict]:
-    """Return all rows of a small file as dictionaries; raises as `record_batches` does."""
     with readable(path):
         if path.suffix == ".parquet":
             return pq.ParquetFile(path).read().to_pylist()

@@ -28,14 +28,12 @@ SHOWN = 5  # rows named for each kind of fault
 
 
 def has_nulls(file: pq.ParquetFile) -> bool:
-    """Return whether any value at any depth is missing, by the footer's statistics."""
     groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
     columns = (group.column(j) for group in groups for j in range(group.num_columns))
     return any(c.statistics is None or c.statistics.null_count for c in columns)
 
 
 def prompt_faults(rows: list[dict]) -> Iterator[tuple[str, str]]:
-    """Yield a fault and the row's index for every prompt that is not training's, and every problem with a template."""
     for made in rows:
         index, problem = made["extra_info"]["index"], made["extra_info"]["problem"]
         if made["prompt"] != [{"content": training_prompt(problem), "role": "user"}]:
@@ -45,7 +43,6 @@ def prompt_faults(rows: list[dict]) -> Iterator[tuple[str, str]]:
 
 
 def training_faults(rows: list[dict], keep_conflicts: bool) -> Iterator[tuple[str, str]]:
-    """Yield a fault and the row's index for every rule of the training set that a row breaks."""
     seen = set()
     for made in rows:
         index, problem = made["extra_info"]["index"], made["extra_info"]["problem"]
@@ -61,7 +58,6 @@ def training_faults(rows: list[dict], keep_conflicts: bool) -> Iterator[tuple[st
 
 
 def benchmark_faults(rows: list[dict], task: str) -> Iterator[tuple[str, str]]:
-    """Yield a fault and the row's index for every row that is not what the released answer and the overlay give."""
     if task not in BENCHMARKS or len(rows) != BENCHMARKS[task].problems:
         yield f"{task} is not a benchmark of {len(rows)} problems", "all"
         return

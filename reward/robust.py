@@ -100,7 +100,7 @@ def compute_score(
     """Score one response; the same contract as `justrl.compute_score`, with the reason of an incorrect one.
 
     Args:
-        data_source: name of the data set; not used.
+        data_source: not used.
         solution_str: the decoded response.
         ground_truth: the reference answer.
         extra_info: the row's; `index` names a row in an error, `answer` is the parsed reference answer if there is one.

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from data_prep import benchmarks
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.reference_answers import corrections, parse
-from data_prep.rows import open_rows, read_manifest
+from data_prep.reference_answers import corrected, corrections, parse
+from data_prep.rows import open_rows, read_manifest, read_rows
 from data_prep.verify import verify
+from reward import robust
 from reward.answers import TYPES
 from tests.conftest import ROOT
 from tests.hub import local_hub
@@ -96,6 +98,33 @@ def test_a_correction_for_another_answer_is_refused(tmp_path, shared_data):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "CMIMC25" / "test.parquet")
     with pytest.raises(ValueError, match=r"CMIMC25-29: the reference answer is '9.95', the correction is for '9.94'"):
         benchmarks.prepare(str(tmp_path), tmp_path / "out", ["CMIMC25"])
+
+
+def test_the_type_of_a_correction_decides():
+    correction = corrections()["MATH-500-356"]
+    answer, parsed = corrected(correction.released, "MATH-500", correction)
+    assert (answer, parsed.type) == (r"(-\sqrt{3}, \sqrt{3})", "interval")
+    outcomes = {
+        response: robust.judge(rf"\boxed{{{response}}}", answer, asdict(parsed))[0]
+        for response in (
+            r"-\sqrt{3}<x<\sqrt{3}",
+            r"\sqrt3>x>-\sqrt3",
+            r"-\sqrt{3}\le x<\sqrt{3}",
+            r"-\sqrt{3},\sqrt{3}",
+        )
+    }
+    assert list(outcomes.values()) == ["equivalent", "equivalent", "wrong", "wrong"], outcomes
+
+
+def test_files_prepared_before_are_read_and_verify_says_how_to_remake_them(prepared, tmp_path):
+    rows = rows_of(prepared, "AIME24")
+    for row in rows:
+        kept = {"type": row["extra_info"]["answer"]["type"], "value": "1", "tolerance": ""}
+        row["extra_info"]["answer"] = kept | {"parts": [], "unit": "", "base": 0, "asked": 0}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "AIME24.parquet")
+    shutil.copy(prepared / "AIME24.manifest.json", tmp_path)
+    assert len(read_rows(tmp_path / "AIME24.parquet")) == len(benchmarks.read_problems(tmp_path)["AIME24"]) == 30
+    assert "prepare it again" in verify(tmp_path / "AIME24.parquet")[-1]
 
 
 @given(st.text(max_size=60))

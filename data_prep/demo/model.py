@@ -38,7 +38,6 @@ IGNORED_LABEL = -100
 
 
 def build_tokenizer(vocab_size: int):
-    """Return Qwen2's byte-level tokenizer with a few merges learned from the demo's sentences."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
@@ -52,7 +51,6 @@ def build_tokenizer(vocab_size: int):
 
 
 def build_model(tokenizer, settings: dict):
-    """Return a freshly initialised Qwen2 for `tokenizer`."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
