@@ -114,30 +114,31 @@ def select(pairs: list[Pair], conflicts: str = "drop") -> tuple[list[tuple[str, 
     Returns:
         The kept (problem, answer), what was dropped, and the conflicts, each with all answers and their rows.
     """
-    dropped, listed = Dropped(), []
-    duplicates: dict[str, dict[str, list[Pair]]] = defaultdict(lambda: defaultdict(list))
+    dropped, listed, kept = Dropped(), [], []
+    duplicates: dict[str, list[Pair]] = defaultdict(list)
     for pair in sorted(pairs, key=lambda pair: (len(pair.problem), pair.problem, pair.answer or "")):
         dropped.add("exact copy", pair.rows - 1)
         fault = "problem is empty" if not pair.problem.strip() else ground_truth_fault(pair.answer)
         if fault:
             dropped.add(fault, 1, {"problem": pair.problem, "answer": pair.answer})
         else:
-            duplicates[canonical(pair.problem)][pair.answer].append(pair)
-    kept = []
-    for by_answer in duplicates.values():
-        answers = {answer: sum(pair.rows for pair in copies) for answer, copies in sorted(by_answer.items())}
+            duplicates[canonical(pair.problem)].append(pair)
+    for copies in duplicates.values():
+        answers = dict.fromkeys(sorted({pair.answer for pair in copies}), 0)
+        for pair in copies:
+            answers[pair.answer] += pair.rows
         chosen = list(answers) if len(answers) == 1 else agreed(answers, conflicts)
-        problem = min((copies[0] for copies in by_answer.values()), key=lambda p: (len(p.problem), p.problem)).problem
         if len(answers) > 1:
-            listed.append({"problem": problem, "answers": answers, "kept": chosen})
-        for answer, copies in by_answer.items():
+            listed.append({"problem": copies[0].problem, "answers": answers, "kept": chosen})
+        for number, answer in enumerate(answers):
+            texts = [pair.problem for pair in copies if pair.answer == answer]
             if answer in chosen:
-                kept.append((copies[0].problem, answer))
-                example = {"kept": copies[0].problem, "dropped": copies[-1].problem}
-                dropped.add("copy after normalisation", len(copies) - 1, example if len(copies) > 1 else None)
+                kept.append((texts[0], answer))
+                example = {"kept": texts[0], "dropped": texts[-1]} if len(texts) > 1 else None
+                dropped.add("copy after normalisation", len(texts) - 1, example)
             else:
-                example = {"problem": problem, "answers": list(answers)}
-                dropped.add("conflicting answers", len(copies), example if answer == next(iter(answers)) else None)
+                example = {"problem": copies[0].problem, "answers": list(answers)} if number == 0 else None
+                dropped.add("conflicting answers", len(texts), example)
     return kept, dropped, listed
 
 

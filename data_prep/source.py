@@ -5,11 +5,11 @@ import json
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from common.command import first_line
@@ -18,11 +18,6 @@ from common.files import sha256
 BATCH_ROWS = 65536  # about 30 MB of problems
 # Read without pyarrow's data set scanner, see data_prep.rows.open_rows.
 SUFFIXES = (".parquet", ".jsonl", ".json")
-# The two known layouts of the training set, for JSON lines.
-MESSAGE = pa.struct({"content": pa.string(), "role": pa.string()})
-TRUTH = pa.struct({"ground_truth": pa.string()})
-MESSAGE_ROWS = pa.schema({"prompt": pa.list_(MESSAGE), "reward_model": TRUTH})
-TEXT_ROWS = pa.schema({"prompt": pa.string(), "solution": pa.string()})
 
 
 class Source(NamedTuple):
@@ -82,7 +77,7 @@ def readable(path: Path) -> Iterator[None]:
     """Name the file in one line whatever goes wrong while it is read."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {first_line(error)}; is it whole?") from error
 
 
@@ -92,25 +87,23 @@ def row_count(path: Path) -> int | None:
         return pq.ParquetFile(path).metadata.num_rows if path.suffix == ".parquet" else None
 
 
+def json_lines(path: Path) -> Iterator[dict]:
+    with path.open(encoding="utf-8-sig") as lines:
+        yield from (json.loads(line) for line in lines if line.strip())
+
+
 def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yield a file's rows, of parquet only those of `columns` that it has; ValueError if it is damaged."""
+    """Yield those of `columns` that a file has, batch by batch; ValueError if it is damaged."""
     with readable(path):
         if path.suffix == ".parquet":
             file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
             yield from file.iter_batches(BATCH_ROWS, columns=[c for c in columns if c in file.schema_arrow.names])
             return
-        with path.open(encoding="utf-8-sig") as lines:
-            first = json.loads(lines.readline() or "null")
-        prompt = first.get("prompt") if isinstance(first, dict) else None
-        # Only what is needed, with its type: pyarrow would guess that an answer is a date.
-        schema = TEXT_ROWS if isinstance(prompt, str) else MESSAGE_ROWS
-        parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-        reading = pyarrow.json.ReadOptions(block_size=2**24)  # a block must hold a whole line
-        yield from pyarrow.json.open_json(path, read_options=reading, parse_options=parsing)
+        lines = json_lines(path)
+        while rows := list(islice(lines, BATCH_ROWS)):
+            yield pa.RecordBatch.from_pylist([{c: row[c] for c in columns if c in row} for row in rows])
 
 
 def records(path: Path) -> list[dict]:
     with readable(path):
-        if path.suffix == ".parquet":
-            return pq.ParquetFile(path).read().to_pylist()
-        return [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
+        return pq.ParquetFile(path).read().to_pylist() if path.suffix == ".parquet" else list(json_lines(path))

@@ -36,7 +36,7 @@ REVERSED = {">": "<", r"\ge": r"\le", r"\geq": r"\leq"}
 RECURRING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}")
-NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
+NUMBER = re.compile(r"([+-]?(?=\.?\d)\d*\.?\d*)(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
 FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|([+-]?\d+)/(\d+)")
 # A factorial of a factorial, or of a bracket without a letter: nothing bounds its size.
 NUMERIC_FACTORIAL = re.compile(r"!!|[({](?:[^a-zA-Z()\\]|\\[a-z]+)*[)}]!")
@@ -154,15 +154,12 @@ def exact_value(text: str) -> Fraction | None:
     """Return the exact value of a plain number: integer, decimal, recurring, scientific, fraction or mixed number."""
     if match := RECURRING.fullmatch(text):
         sign, whole, part, repeated = match.groups()
-        once, all_of_it = int((whole + part) or "0"), int(whole + part + repeated)
-        value = Fraction(all_of_it - once, 10 ** len(part) * (10 ** len(repeated) - 1))
+        value = Fraction(f"{whole or 0}.{part or 0}")
+        value += Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(part))
         return -value if sign == "-" else value
     if match := NUMBER.fullmatch(re.sub(r"^(-?)(10\^)", r"\g<1>1\\cdot\2", text)):
-        sign, whole, part, *exponents = match.groups()
-        exponent = int(next((e for e in exponents if e), "0"))
-        if (whole or part) and abs(exponent) <= MAX_EXPONENT:
-            value = Fraction(int((whole or "") + (part or "")), 10 ** len(part or "")) * Fraction(10) ** exponent
-            return -value if sign == "-" else value
+        exponent = int(match[2] or match[3] or 0)
+        return Fraction(match[1]) * Fraction(10) ** exponent if abs(exponent) <= MAX_EXPONENT else None
     if match := FRACTION.fullmatch(text):
         sign, whole, top, top1, below, below1, plain_top, plain_below = match.groups()
         above, under = int(top or top1 or plain_top), int(below or below1 or plain_below)
