@@ -19,11 +19,11 @@ SETTINGS = {
     "hidden_size": 128,
     "layers": 2,
     "vocab_size": 400,  # bytes, merges and special tokens at most
-    "steps": 300,
-    "batch_size": 32,
+    "steps": 500,
+    "batch_size": 16,
     "learning_rate": 4e-3,
-    "all_worked": 0.75,  # fraction of the steps in which every answer is worked out
-    "worked": 0.4,  # fraction of worked answers in the others
+    "all_worked": 0.8,  # fraction of the steps in which every answer is worked out
+    "worked": 0.44,  # fraction of worked answers in the others
 }
 SETTINGS_FILE = "justrl_backbone.json"
 
@@ -101,7 +101,7 @@ def warm_start(model, tokenizer, examples: list[dict], settings: dict) -> None:
     collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED_LABEL)
     batches = torch.utils.data.DataLoader(examples, settings["batch_size"], collate_fn=collator)
     steps = len(batches)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings["learning_rate"], steps, pct_start=0.05, anneal_strategy="linear", cycle_momentum=False
     )
