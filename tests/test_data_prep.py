@@ -6,6 +6,7 @@ import random
 import pandas as pd
 import pytest
 
+from data_prep.demo import model
 from data_prep.demo import problems as demo
 from data_prep.prompt import (
     BOXED_SENTENCE,
@@ -35,6 +36,15 @@ def test_every_worked_answer_scores_and_no_guess_does():
         truth = str(problem.answer)
         assert compute_score("demo", problem.worked, truth)["score"] == 1.0
         assert compute_score("demo", problem.guess(rng), truth)["score"] == -1.0
+
+
+def test_a_made_model_is_kept_until_its_settings_change(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(model, "build_tokenizer", lambda vocab_size: 1 / 0)
+    (tmp_path / model.SETTINGS_FILE).write_text(json.dumps(model.SETTINGS, indent=2) + "\n")
+    model.write(tmp_path, model.SETTINGS)
+    assert capsys.readouterr().out == f"{tmp_path}: kept, its settings have not changed\n"
+    with pytest.raises(ZeroDivisionError):
+        model.write(tmp_path, model.SETTINGS | {"seed": 1})
 
 
 def test_rows_have_the_recipes_format(tmp_path):

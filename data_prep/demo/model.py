@@ -22,8 +22,8 @@ SETTINGS = {
     "steps": 500,
     "batch_size": 16,
     "learning_rate": 4e-3,
-    "all_worked": 0.8,  # fraction of the steps in which every answer is worked out
-    "worked": 0.44,  # fraction of worked answers in the others
+    "all_worked": 0.7,  # fraction of the steps in which every answer is worked out
+    "worked": 0.4,  # fraction of worked answers in the others
 }
 SETTINGS_FILE = "justrl_backbone.json"
 
