@@ -19,11 +19,11 @@ SETTINGS = {
     "hidden_size": 128,
     "layers": 2,
     "vocab_size": 400,  # bytes, merges and special tokens at most
-    "steps": 500,
+    "steps": 600,
     "batch_size": 16,
     "learning_rate": 4e-3,
     "all_worked": 0.7,  # fraction of the steps in which every answer is worked out
-    "worked": 0.4,  # fraction of worked answers in the others
+    "worked": 0.36,  # fraction of worked answers in the others
 }
 SETTINGS_FILE = "justrl_backbone.json"
 
