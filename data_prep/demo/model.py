@@ -23,7 +23,7 @@ SETTINGS = {
     "batch_size": 16,
     "learning_rate": 4e-3,
     "all_worked": 0.7,  # fraction of the steps in which every answer is worked out
-    "worked": 0.36,  # fraction of worked answers in the others
+    "worked": 0.4,  # fraction of worked answers in the others
 }
 SETTINGS_FILE = "justrl_backbone.json"
 
