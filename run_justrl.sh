@@ -65,8 +65,7 @@ read -ra extra <<<"${JUSTRL_EVAL:-}"
 
 data() {
   if [ "$config" = demo ]; then
-    python -m data_prep.demo.problems --output "$data_folder/demo"
-    python -m data_prep.demo.model --output models/demo
+    python -m data_prep.demo --data "$data_folder/demo" --model models/demo
   else
     # Prepared once: a node without access to the hub uses what is there.
     if [ -n "${JUSTRL_BENCH:-}" ] || [ ! -f "$bench/CMIMC25.parquet" ]; then

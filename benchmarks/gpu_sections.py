@@ -99,8 +99,7 @@ class Bench:
 
     def demo_files(self) -> None:
         """Make the demo's data and model, which are kept if they are there."""
-        self.run("data_prep.demo.problems", "--output", "data/demo")
-        self.run("data_prep.demo.model", "--output", "models/demo")
+        self.run("data_prep.demo", "--data", "data/demo", "--model", "models/demo")
 
     def model(self) -> str:
         """Make a model of the backbone's shape with random weights and the demo's tokenizer; return its folder."""

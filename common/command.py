@@ -45,7 +45,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     ValueError and OSError are wrong use or a full disk: their first line goes to stderr, exit status 2. So does an
     interrupt: every file is written atomically, so there is nothing to clean up. Failure is exit status 1.
     """
-    name, status = getattr(sys.modules["__main__"].__spec__, "name", sys.argv[0]), 2
+    name = getattr(sys.modules["__main__"].__spec__, "name", sys.argv[0]).removesuffix(".__main__")
+    status = 2
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Which benchmark problems occur in the training set, by word n-grams.
 
-For a benchmark problem two shares of its distinct 8-grams are measured: those found anywhere in the training set, as
+For a benchmark problem two fractions of its distinct 8-grams are measured: those found anywhere in the training set, as
 open-r1 does, and those found in the one training problem that has most of them, the best match. Two kinds of false
 match are kept out. N-grams of many training problems are templates ("can be written as m/n where m and n are
 relatively prime, find m + n") and count for nothing. And a problem of the same form with other numbers is another
@@ -17,7 +17,7 @@ from data_prep.normalise import canonical, words
 N = 8
 # A phrase of more than this many training problems says nothing about any of them.
 TEMPLATE_PROBLEMS = 10
-# Set on the pairs labelled in tests/cases/contamination.json; the README says how well they separate them.
+# Set on the pairs labelled in tests/cases/contamination.json, which the README says how well they separate.
 NEAR_SHARE = 0.4
 NUMBERS_SHARE = 0.75
 # With fewer n-grams than this, one sentence in common is most of the problem: only all of them make a copy.
@@ -26,7 +26,7 @@ FEW_NGRAMS = 8
 
 @dataclass(frozen=True)
 class Match:
-    """A benchmark problem and the training problem most like it; shares are between 0 and 1."""
+    """A benchmark problem and the training problem most like it; fractions are between 0 and 1."""
 
     problem_id: str
     kind: str  # exact, near or other
@@ -37,7 +37,6 @@ class Match:
 
 
 def ngrams(tokens: list[str]) -> list[tuple[str, ...]]:
-    """Return the n-grams of a list of words, in order, with repetitions."""
     return [tuple(tokens[i : i + N]) for i in range(len(tokens) - N + 1)]
 
 
@@ -55,29 +54,24 @@ def _kind(share: float, numbers: float, ngram_count: int) -> str:
     return "near" if near and numbers >= NUMBERS_SHARE else "other"
 
 
-def compare(training: list[str], problems: dict[str, str]) -> list[list[Match]]:
-    """Return, for each benchmark problem, its matches in the training set, the best first; none where nothing matches.
-
-    Args:
-        training: the training problems.
-        problems: problem id to benchmark problem.
-    """
+def find_matches(training: list[str], problems: dict[str, str]) -> list[list[Match]]:
+    """Return, for each benchmark problem, its matches in the training set, the best first; `problems` is by id."""
     tokens = {key: words(text) for key, text in problems.items()}
     holders: dict[tuple, list[int]] = {gram: [] for listed in tokens.values() for gram in ngrams(listed)}
-    twins: dict[str, list[int]] = {canonical(text): [] for text in problems.values()}
+    duplicates: dict[str, list[int]] = {canonical(text): [] for text in problems.values()}
     bar = tqdm(training, unit=" problems", desc="comparing", delay=2, leave=False, disable=None)
     for index, text in enumerate(bar):
         for gram in set(ngrams(words(text))) & holders.keys():
             holders[gram].append(index)
-        if (name := canonical(text)) in twins:
-            twins[name].append(index)
+        if (name := canonical(text)) in duplicates:
+            duplicates[name].append(index)
 
     def matches(key: str) -> list[Match]:
         telling = {gram for gram in ngrams(tokens[key]) if len(holders[gram]) <= TEMPLATE_PROBLEMS}
         found = sum(bool(holders[gram]) for gram in telling) / max(1, len(telling))
         shared = Counter(index for gram in telling for index in holders[gram])
         wanted = _numbers_inside(tokens[key], telling)
-        exact = twins[canonical(problems[key])]
+        exact = duplicates[canonical(problems[key])]
         listed = [Match(key, "exact", 1.0, found or 1.0, 1.0, index) for index in exact]
         for index, count in sorted(shared.items(), key=lambda item: (-item[1], item[0])):
             if index not in exact:
@@ -91,7 +85,7 @@ def compare(training: list[str], problems: dict[str, str]) -> list[list[Match]]:
 
 
 def report(training: list[str], matches: list[list[Match]]) -> dict:
-    """Return one benchmark's part of the manifest: counts, ids, shares of all, and each copy with its best match."""
+    """Return one benchmark's part of the manifest: counts, ids, fractions of all, and each copy with its best match."""
     best = [found[0] for found in matches if found and found[0].kind != "other"]
     kinds = Counter(match.kind for match in best)
     return {

@@ -14,7 +14,7 @@ import argparse
 import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,7 +28,7 @@ from data_prep.distinct import distinct_rows
 from data_prep.normalise import canonical
 from data_prep.prompt import BOXED_SENTENCE, strip_dapo_template, training_prompt
 from data_prep.rows import read_manifest, row, write_rows
-from data_prep.source import locate
+from data_prep.source import Source, locate
 from reward.justrl import BOX, compute_score
 
 HUB_ID = "BytedTsinghua-SIA/DAPO-Math-17k"
@@ -43,7 +43,7 @@ class Pair(NamedTuple):
     """A problem without template, its ground truth, and how many rows of the source have both."""
 
     problem: str
-    answer: str | None
+    answer: Any  # a text, unless the source is damaged
     rows: int
 
 
@@ -66,11 +66,7 @@ class Dropped:
 
 
 def without_template(table: pa.Table) -> tuple[list[Pair], dict[str, int]]:
-    """Return each distinct problem and answer once, and how many rows had another template than DAPO's.
-
-    Raises:
-        ValueError: the source is a prepared file.
-    """
+    """Return each distinct problem and answer once, and how many rows had another template than DAPO's."""
     rows: Counter = Counter()
     other = Counter(rows_without_template=0, rows_with_another_instruction=0)
     for prompt, answer, count in zip(*(column.to_pylist() for column in table.columns), strict=True):
@@ -85,7 +81,7 @@ def without_template(table: pa.Table) -> tuple[list[Pair], dict[str, int]]:
 
 
 def ground_truth_fault(answer: str | None) -> str | None:
-    """Return why no response could be scored against this ground truth; None if it is sound."""
+    """Return why no response could be scored against this ground truth; None if one could."""
     if not answer:
         return "ground truth is empty"
     if answer != answer.strip():
@@ -100,7 +96,6 @@ def ground_truth_fault(answer: str | None) -> str | None:
 
 
 def agreed(answers: dict[str, int], conflicts: str) -> list[str]:
-    """Return the answers to keep of a problem whose copies disagree; `answers` is answer to rows."""
     if conflicts == "keep":
         return sorted(answers)
     best, second = Counter(answers).most_common(2)
@@ -110,39 +105,40 @@ def agreed(answers: dict[str, int], conflicts: str) -> list[str]:
 def select(pairs: list[Pair], conflicts: str = "drop") -> tuple[list[tuple[str, str]], Dropped, list[dict]]:
     """Keep each problem once.
 
-    Of twins, problems with the same canonical text, the shortest text is kept, so the result does not depend on
+    Of duplicates, problems with the same canonical text, the shortest text is kept, so the result does not depend on
     their order.
 
     Args:
-        conflicts: what becomes of twins with different answers: drop, majority (of rows; a draw is dropped) or keep.
+        conflicts: what becomes of duplicates with different answers: drop, majority (of rows; drop a draw) or keep.
 
     Returns:
         The kept (problem, answer), what was dropped, and the conflicts, each with all answers and their rows.
     """
-    dropped, listed = Dropped(), []
-    twins: dict[str, dict[str, list[Pair]]] = defaultdict(lambda: defaultdict(list))
+    dropped, listed, kept = Dropped(), [], []
+    duplicates: dict[str, list[Pair]] = defaultdict(list)
     for pair in sorted(pairs, key=lambda pair: (len(pair.problem), pair.problem, pair.answer or "")):
         dropped.add("exact copy", pair.rows - 1)
         fault = "problem is empty" if not pair.problem.strip() else ground_truth_fault(pair.answer)
         if fault:
             dropped.add(fault, 1, {"problem": pair.problem, "answer": pair.answer})
         else:
-            twins[canonical(pair.problem)][pair.answer].append(pair)
-    kept = []
-    for by_answer in twins.values():
-        answers = {answer: sum(pair.rows for pair in copies) for answer, copies in sorted(by_answer.items())}
+            duplicates[canonical(pair.problem)].append(pair)
+    for copies in duplicates.values():
+        answers = dict.fromkeys(sorted({pair.answer for pair in copies}), 0)
+        for pair in copies:
+            answers[pair.answer] += pair.rows
         chosen = list(answers) if len(answers) == 1 else agreed(answers, conflicts)
-        problem = min((copies[0] for copies in by_answer.values()), key=lambda p: (len(p.problem), p.problem)).problem
         if len(answers) > 1:
-            listed.append({"problem": problem, "answers": answers, "kept": chosen})
-        for answer, copies in by_answer.items():
+            listed.append({"problem": copies[0].problem, "answers": answers, "kept": chosen})
+        for number, answer in enumerate(answers):
+            texts = [pair.problem for pair in copies if pair.answer == answer]
             if answer in chosen:
-                kept.append((copies[0].problem, answer))
-                example = {"kept": copies[0].problem, "dropped": copies[-1].problem}
-                dropped.add("copy after normalisation", len(copies) - 1, example if len(copies) > 1 else None)
+                kept.append((texts[0], answer))
+                example = {"kept": texts[0], "dropped": texts[-1]} if len(texts) > 1 else None
+                dropped.add("copy after normalisation", len(texts) - 1, example)
             else:
-                example = {"problem": problem, "answers": list(answers)}
-                dropped.add("conflicting answers", len(copies), example if answer == next(iter(answers)) else None)
+                example = {"problem": copies[0].problem, "answers": list(answers)} if number == 0 else None
+                dropped.add("conflicting answers", len(texts), example)
     return kept, dropped, listed
 
 
@@ -152,15 +148,11 @@ def content_id(problem: str, answer: str) -> str:
 
 
 def decontaminate(kept: list[tuple[str, str]], folder: Path, how: str, dropped: Dropped) -> tuple[list, dict]:
-    """Look for the problems of every prepared benchmark; return the pairs to keep and the manifest's part.
-
-    Raises:
-        ValueError: the folder has no prepared benchmark.
-    """
+    """Look for the problems of every prepared benchmark; return the pairs to keep and the manifest's part."""
     benchmarks = read_problems(folder)
     problems = {key: text for task in benchmarks.values() for key, text in task.items()}
     training = [problem for problem, _ in kept]
-    matches = dict(zip(problems, contamination.compare(training, problems), strict=True))
+    matches = dict(zip(problems, contamination.find_matches(training, problems), strict=True))
     report = {
         task: contamination.report(training, [matches[key] for key in listed]) for task, listed in benchmarks.items()
     }
@@ -173,11 +165,6 @@ def decontaminate(kept: list[tuple[str, str]], folder: Path, how: str, dropped: 
 
 
 def load_tokenizer(name: str):
-    """Load a model's tokenizer.
-
-    Raises:
-        ValueError: there is none.
-    """
     from transformers import AutoTokenizer
 
     if not Path(name).is_dir() and name.count("/") != 1:
@@ -200,11 +187,48 @@ def over_long(kept: list[tuple[str, str]], tokenizer) -> dict:
 
 
 def is_made(output: Path, settings: dict) -> bool:
-    """Return whether `output` was made from the same source by the same settings."""
     manifest = read_manifest(output)
     if manifest is None or not output.is_file() or {**manifest, **settings} != manifest:
         return False
     return sha256(output) == manifest.get("sha256_out")
+
+
+def file_settings(args: argparse.Namespace, source: Source) -> dict:
+    folder = compared_benchmarks(args)
+    return {
+        "schema": SCHEMA_VERSION,
+        "source": source.name,
+        "revision": source.revision,
+        "sha256_in": source.digests(),
+        "settings": {
+            "conflicts": args.conflicts,
+            "decontaminate": args.decontaminate if folder else "off",
+            "benchmarks": {path.stem: sha256(path) for path in sorted(folder.glob("*.parquet"))} if folder else {},
+            "repeat": args.repeat,
+            "files": args.files,
+            "tokenizer": args.tokenizer and Path(args.tokenizer).name,
+        },
+    }
+
+
+def compared_benchmarks(args: argparse.Namespace) -> Path | None:
+    return args.benchmarks if args.decontaminate != "off" else None
+
+
+def clean(args: argparse.Namespace, paths: list[Path], tokenizer) -> tuple[list[tuple[str, str]], dict]:
+    """Return the problems and answers to keep, in the file's order, and what the manifest says was found."""
+    table = distinct_rows(paths)
+    pairs, templates = without_template(table)
+    kept, dropped, conflicts = select(pairs, args.conflicts)
+    kept.sort(key=lambda pair: content_id(*pair))
+    found = {"rows_in": pc.sum(table["rows"]).as_py()} | templates
+    if folder := compared_benchmarks(args):
+        kept, found["contamination"] = decontaminate(kept, folder, args.decontaminate, dropped)
+    if not kept:
+        raise ValueError(f"{args.source}: no row is left; dropped: {dict(dropped.counts)}")
+    if tokenizer:
+        found["over_long"] = over_long(kept, tokenizer)
+    return kept, found | {"problems": len(kept), "dropped": dropped.as_manifest(), "conflicts": conflicts}
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -212,44 +236,18 @@ def prepare(args: argparse.Namespace) -> None:
     source = locate(args.source, args.revision or (REVISION if args.source == HUB_ID else None), args.files)
     if args.output.resolve() in [path.resolve() for path in source.paths]:
         raise ValueError(f"{args.output}: is the source too; choose another --output")
-    benchmarks = args.benchmarks if args.decontaminate != "off" else None
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    settings = {
-        "schema": SCHEMA_VERSION,
-        "source": source.name,
-        "revision": source.revision,
-        "sha256_in": source.digests(),
-        "settings": {
-            "conflicts": args.conflicts,
-            "decontaminate": args.decontaminate if benchmarks else "off",
-            "benchmarks": {p.stem: sha256(p) for p in sorted(benchmarks.glob("*.parquet"))} if benchmarks else {},
-            "repeat": args.repeat,
-            "files": args.files,
-            "tokenizer": args.tokenizer and Path(args.tokenizer).name,
-        },
-    }
+    settings = file_settings(args, source)
     if is_made(args.output, settings):
         print(f"{args.output}: kept, its source and settings have not changed")
         return
-    table = distinct_rows(source.paths)
-    pairs, templates = without_template(table)
-    kept, dropped, conflicts = select(pairs, args.conflicts)
-    kept.sort(key=lambda pair: content_id(*pair))
-    found = {"rows_in": pc.sum(table["rows"]).as_py()} | templates
-    if benchmarks:
-        kept, found["contamination"] = decontaminate(kept, benchmarks, args.decontaminate, dropped)
-    if not kept:
-        raise ValueError(f"{args.source}: no row is left; dropped: {dict(dropped.counts)}")
-    if tokenizer:
-        found["over_long"] = over_long(kept, tokenizer)
-    found |= {"problems": len(kept), "dropped": dropped.as_manifest(), "conflicts": conflicts}
+    kept, found = clean(args, source.paths, tokenizer)
     rows = [row(DATA_SOURCE, problem, answer, content_id(problem, answer), "train") for problem, answer in kept]
     write_rows(args.output, rows, settings | found, repeat=args.repeat)
     summarise(args.output, found, args.repeat)
 
 
 def summarise(output: Path, found: dict, repeat: int) -> None:
-    """Print what was made and what was found."""
     print(f"{output}: {found['problems']:,} problems of {found['rows_in']:,} rows" + f", {repeat} times" * (repeat > 1))
     print(f"  without the whole template: {found['rows_without_template']:,}")
     print(f"  with another instruction inside: {found['rows_with_another_instruction']:,}")

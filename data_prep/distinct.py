@@ -9,15 +9,11 @@ from tqdm import tqdm
 from data_prep.source import record_batches, row_count
 
 COLUMNS = ["prompt", "solution", "reward_model"]
-MERGE_ROWS = 500_000  # distinct rows held before they are counted again
+COUNTED = pa.schema({"prompt": pa.string(), "answer": pa.string(), "rows": pa.int64()})
 
 
 def as_text(column: pa.Array, name: str) -> pa.Array:
-    """Return a column of text as plain strings.
-
-    Raises:
-        ValueError: it is not text, or not UTF-8.
-    """
+    """Return a column of text as plain strings; ValueError if it is not text, or not UTF-8."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise ValueError(f"{name} is {column.type}; it must be text")
@@ -26,39 +22,31 @@ def as_text(column: pa.Array, name: str) -> pa.Array:
     return column
 
 
-def raw_columns(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
-    """Return the prompts and ground truths of a batch, in either of the two known layouts.
+def text_field(column: pa.Array, name: str, field: str, expected: str) -> pa.Array:
+    """Return a field of a column of structs, or of lists that have one each."""
+    structs, is_list = column, pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if is_list:
+        structs = pc.list_flatten(column)
+    if not pa.types.is_struct(structs.type) or structs.type.get_field_index(field) < 0:
+        raise ValueError(f"column {name} is {column.type}; expected {expected} with {field}")
+    if is_list and pc.any(pc.not_equal(pc.fill_null(pc.list_value_length(column), 0), 1)).as_py():
+        raise ValueError(f"column {name} has a row that is not exactly one message")
+    return as_text(pc.struct_field(structs, field), field)
 
-    Raises:
-        ValueError: a column is missing or has another type; the message says which.
-    """
+
+def raw_columns(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+    """Return the prompts and ground truths of a batch, in either of the two known layouts."""
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     answers = "solution" if "solution" in columns else "reward_model"
     missing = [name for name in ("prompt", answers) if name not in columns]
     if missing:
         raise ValueError(f"lacks column {missing[0]}; it needs prompt and reward_model, or prompt and solution as text")
-    prompts = columns["prompt"]
     if answers == "solution":
-        return as_text(prompts, "column prompt"), as_text(columns[answers], "column solution")
-    kind = prompts.type
-    if not ((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type)):
-        raise ValueError(f"column prompt is {kind}; expected a list of messages with role and content")
-    if not pa.types.is_struct(columns[answers].type):
-        raise ValueError(f"column reward_model is {columns[answers].type}; expected a struct with ground_truth")
-    if pc.any(pc.not_equal(pc.fill_null(pc.list_value_length(prompts), 0), 1)).as_py():
-        raise ValueError("column prompt has a row that is not exactly one message")
-    if kind.value_type.get_field_index("content") < 0 or columns[answers].type.get_field_index("ground_truth") < 0:
-        raise ValueError("prompt lacks content or reward_model lacks ground_truth")
+        return as_text(columns["prompt"], "column prompt"), as_text(columns["solution"], "column solution")
     return (
-        as_text(pc.struct_field(pc.list_flatten(prompts), "content"), "content"),
-        as_text(pc.struct_field(columns[answers], "ground_truth"), "ground_truth"),
+        text_field(columns["prompt"], "prompt", "content", "a list of messages"),
+        text_field(columns["reward_model"], "reward_model", "ground_truth", "a struct"),
     )
-
-
-def count_rows(table: pa.Table) -> pa.Table:
-    """Return each distinct prompt and answer of a table once, with the sum of its rows."""
-    counted = table.group_by(["prompt", "answer"]).aggregate([("rows", "sum")])
-    return counted.rename_columns(["prompt", "answer", "rows"])
 
 
 def distinct_rows(paths: list[Path]) -> pa.Table:
@@ -67,9 +55,10 @@ def distinct_rows(paths: list[Path]) -> pa.Table:
     Raises:
         ValueError: a file cannot be read or has other columns.
     """
-    pieces: list[pa.Table] = []
+    counted = COUNTED.empty_table()
     counts = [row_count(path) for path in paths]
-    total = sum(counts) if None not in counts else None
+    known = [count for count in counts if count is not None]
+    total = sum(known) if len(known) == len(counts) else None
     with tqdm(total=total, unit=" rows", desc="reading", delay=2, leave=False, disable=None) as bar:
         for path in paths:
             for batch in record_batches(path, COLUMNS):
@@ -78,10 +67,9 @@ def distinct_rows(paths: list[Path]) -> pa.Table:
                 except ValueError as error:
                     raise ValueError(f"{path}: {error}") from error
                 ones = pa.repeat(pa.scalar(1, pa.int64()), batch.num_rows)
-                pieces.append(count_rows(pa.table({"prompt": prompts, "answer": answers, "rows": ones})))
-                if sum(piece.num_rows for piece in pieces[1:]) > MERGE_ROWS:
-                    pieces = [count_rows(pa.concat_tables(pieces))]
+                rows = pa.concat_tables([counted, pa.Table.from_arrays([prompts, answers, ones], schema=COUNTED)])
+                counted = rows.group_by(["prompt", "answer"]).aggregate([("rows", "sum")]).rename_columns(COUNTED.names)
                 bar.update(batch.num_rows)
-    if not sum(piece.num_rows for piece in pieces):
+    if not counted.num_rows:
         raise ValueError(f"{', '.join(map(str, paths))}: has no rows")
-    return count_rows(pa.concat_tables(pieces))
+    return counted

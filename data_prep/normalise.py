@@ -8,10 +8,11 @@ read as `_1` and `^1`. Nothing else is touched: letters keep their case, digits,
 import re
 import unicodedata
 
+from reward.answers import ONE_CHARACTER
+
 COMPATIBILITY_FORMS = re.compile("[\ufb00-\ufb06\uff00-\uffef]")  # ligatures, full-width letters and signs
 SPACING = re.compile(r"\\[,!;: ]|~|\\q?quad(?![a-zA-Z])")
 LAYOUT = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])")
-ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}")
 FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 # A dollar sign behind a backslash is money, not a delimiter.
 MATH_DELIMITER = re.compile(r"(?<!\\)\${1,2}|\\[()\[\]]")
@@ -36,7 +37,6 @@ def _plain_forms(text: str) -> str:
 
 
 def canonical(problem: str) -> str:
-    """Return the canonical text of a problem; two problems with the same one are twins."""
     text = SPACING.sub("", _plain_forms(problem))
     text = FRACTION.sub(r"\\frac", LAYOUT.sub("", text))
     return ONE_CHARACTER.sub(r"\1", "".join(MATH_DELIMITER.sub("", text).split()))

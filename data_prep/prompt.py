@@ -15,12 +15,10 @@ DAPO_SUFFIX = '\n\nRemember to put your answer on its own line after "Answer:".'
 
 
 def training_prompt(problem: str) -> str:
-    """Return the user turn that training shows for `problem`."""
     return f"{problem}\n\n{BOXED_SENTENCE}"
 
 
 def evaluation_prompt(problem: str) -> str:
-    """Return the user turn that the released evaluation shows for `problem`."""
     return f"{problem} {BOXED_SENTENCE}"
 
 

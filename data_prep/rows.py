@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,9 @@ from tqdm import tqdm
 from common.command import first_line
 from common.files import atomic, sha256, write_text
 from data_prep.prompt import training_prompt
+
+if TYPE_CHECKING:
+    import pandas  # a second, which `to_pandas` takes when it is called
 
 EXTRA_INFO = pa.struct({"index": pa.string(), "split": pa.string(), "problem": pa.string()})
 SCHEMA = pa.schema(
@@ -27,10 +31,7 @@ COLUMNS = tuple(SCHEMA.names)
 
 
 def row(data_source: str, problem: str, ground_truth: str, index: int | str, split: str) -> dict:
-    """Return one row as verl's RLHFDataset reads it: one user turn, a string ground truth.
-
-    The turn is training's; the bare problem is kept beside it for evaluation, whose prompt differs.
-    """
+    """Make a row of verl's RLHFDataset: training's user turn, and the bare problem for evaluation's, which differs."""
     return {
         "data_source": data_source,
         "prompt": [{"role": "user", "content": training_prompt(problem)}],
@@ -41,12 +42,11 @@ def row(data_source: str, problem: str, ground_truth: str, index: int | str, spl
 
 
 def manifest_path(path: Path) -> Path:
-    """Return where the manifest of a prepared parquet file lies."""
     return path.with_name(f"{path.stem}.manifest.json")
 
 
 def read_manifest(path: Path) -> dict | None:
-    """Return the manifest of a prepared parquet file; None where there is none that can be read."""
+    """Read the manifest of a prepared parquet file; None where there is none that can be read."""
     try:
         manifest = json.loads(manifest_path(path).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -77,7 +77,7 @@ def open_rows(path: str | Path) -> pq.ParquetFile:
     (https://github.com/apache/arrow/issues/34314; one exit in four on two busy cores).
 
     Raises:
-        ValueError: the file is missing, is not readable parquet, lacks a column or has no rows; one line that says so.
+        ValueError: the file is missing, is not readable parquet, lacks a column or has no rows.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,7 +94,7 @@ def open_rows(path: str | Path) -> pq.ParquetFile:
     return file
 
 
-def read_rows(path: str | Path) -> "pandas.DataFrame":  # noqa: F821 (imported by to_pandas, a second)
+def read_rows(path: str | Path) -> "pandas.DataFrame":
     """Read a prepared parquet file; raises what `open_rows` raises, and a ValueError for damage behind the footer."""
     try:
         return open_rows(path).read().to_pandas()

@@ -5,11 +5,11 @@ import json
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from common.command import first_line
@@ -18,11 +18,6 @@ from common.files import sha256
 BATCH_ROWS = 65536  # about 30 MB of problems
 # Read without pyarrow's data set scanner, see data_prep.rows.open_rows.
 SUFFIXES = (".parquet", ".jsonl", ".json")
-# The two known layouts of the training set, for JSON lines.
-MESSAGE = pa.struct({"content": pa.string(), "role": pa.string()})
-TRUTH = pa.struct({"ground_truth": pa.string()})
-MESSAGE_ROWS = pa.schema({"prompt": pa.list_(MESSAGE), "reward_model": TRUTH})
-TEXT_ROWS = pa.schema({"prompt": pa.string(), "solution": pa.string()})
 
 
 class Source(NamedTuple):
@@ -39,11 +34,7 @@ class Source(NamedTuple):
 
 
 def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
-    """Download the files of a hub data set that match `pattern`, or find them in the hub's local cache.
-
-    Raises:
-        ValueError: the hub cannot be reached and the cache has no copy, or there is no such data set or file.
-    """
+    """Download the files of a hub data set that match `pattern`, or find them in the hub's local cache."""
     import httpx
     from huggingface_hub import snapshot_download
 
@@ -58,7 +49,6 @@ def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
 
 
 def from_folder(folder: Path, pattern: str) -> Source:
-    """Return the files of a folder, at any depth, whose name or relative path matches `pattern`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
     matching = [path for path in files if fnmatch(str(path.relative_to(folder)), pattern)]
     if not matching:
@@ -69,11 +59,7 @@ def from_folder(folder: Path, pattern: str) -> Source:
 
 
 def locate(source: str, revision: str | None = None, pattern: str = "*.parquet") -> Source:
-    """Return the files of a local file, a local folder, or a hub data set's owner/name.
-
-    Raises:
-        ValueError: there is none; one line that says why and what to do.
-    """
+    """Find a local file, a local folder, or a hub data set's owner/name; ValueError if there is none."""
     path = Path(source)
     if source and path.is_dir():
         return from_folder(path, pattern)
@@ -88,10 +74,10 @@ def locate(source: str, revision: str | None = None, pattern: str = "*.parquet")
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into one line that names it."""
+    """Name the file in one line whatever goes wrong while it is read."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {first_line(error)}; is it whole?") from error
 
 
@@ -101,33 +87,23 @@ def row_count(path: Path) -> int | None:
         return pq.ParquetFile(path).metadata.num_rows if path.suffix == ".parquet" else None
 
 
-def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yield a file's rows; of parquet only those of `columns` that it has.
+def json_lines(path: Path) -> Iterator[dict]:
+    with path.open(encoding="utf-8-sig") as lines:
+        yield from (json.loads(line) for line in lines if line.strip())
 
-    Raises:
-        ValueError: the file is not what its name says, or is damaged.
-    """
+
+def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield those of `columns` that a file has, batch by batch; ValueError if it is damaged."""
     with readable(path):
         if path.suffix == ".parquet":
             file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
             yield from file.iter_batches(BATCH_ROWS, columns=[c for c in columns if c in file.schema_arrow.names])
-        else:
-            with path.open(encoding="utf-8-sig") as lines:
-                first = json.loads(lines.readline() or "null")
-            prompt = first.get("prompt") if isinstance(first, dict) else None
-            # Only what is needed, with its type: pyarrow would guess that an answer is a date.
-            parsing = pyarrow.json.ParseOptions(
-                explicit_schema=TEXT_ROWS if isinstance(prompt, str) else MESSAGE_ROWS,
-                unexpected_field_behavior="ignore",
-            )
-            # A block must hold a whole line.
-            reading = pyarrow.json.ReadOptions(block_size=2**24)
-            yield from pyarrow.json.open_json(path, read_options=reading, parse_options=parsing)
+            return
+        lines = json_lines(path)
+        while rows := list(islice(lines, BATCH_ROWS)):
+            yield pa.RecordBatch.from_pylist([{c: row[c] for c in columns if c in row} for row in rows])
 
 
 def records(path: Path) -> list[dict]:
-    """Return all rows of a small file as dictionaries; raises as `record_batches` does."""
     with readable(path):
-        if path.suffix == ".parquet":
-            return pq.ParquetFile(path).read().to_pylist()
-        return [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
+        return pq.ParquetFile(path).read().to_pylist() if path.suffix == ".parquet" else list(json_lines(path))

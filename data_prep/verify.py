@@ -9,6 +9,7 @@ example: python -m data_prep.verify data/dapo/train.parquet data/bench/*.parquet
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -27,23 +28,21 @@ SHOWN = 5  # rows named for each kind of fault
 
 
 def has_nulls(file: pq.ParquetFile) -> bool:
-    """Return whether any value at any depth is missing, by the footer's statistics."""
     groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
     columns = (group.column(j) for group in groups for j in range(group.num_columns))
-    return any(c.statistics is None or c.statistics.null_count for c in columns if "parts" not in c.path_in_schema)
+    return any(c.statistics is None or c.statistics.null_count for c in columns)
 
 
-def prompt_faults(made: dict) -> Iterator[str]:
-    """Yield what is wrong with a row's prompt."""
-    problem = made["extra_info"]["problem"]
-    if made["prompt"] != [{"content": training_prompt(problem), "role": "user"}]:
-        yield "prompt is not the problem, a blank line and the boxed sentence in a user turn"
-    if problem.startswith(DAPO_PREFIX) or problem.endswith((DAPO_SUFFIX, BOXED_SENTENCE)):
-        yield "problem still has an instruction around it"
+def prompt_faults(rows: list[dict]) -> Iterator[tuple[str, str]]:
+    for made in rows:
+        index, problem = made["extra_info"]["index"], made["extra_info"]["problem"]
+        if made["prompt"] != [{"content": training_prompt(problem), "role": "user"}]:
+            yield "prompt is not the problem, a blank line and the boxed sentence in a user turn", index
+        if problem.startswith(DAPO_PREFIX) or problem.endswith((DAPO_SUFFIX, BOXED_SENTENCE)):
+            yield "problem still has an instruction around it", index
 
 
 def training_faults(rows: list[dict], keep_conflicts: bool) -> Iterator[tuple[str, str]]:
-    """Yield a fault and the row's index for every rule of the training set that a row breaks."""
     seen = set()
     for made in rows:
         index, problem = made["extra_info"]["index"], made["extra_info"]["problem"]
@@ -59,7 +58,6 @@ def training_faults(rows: list[dict], keep_conflicts: bool) -> Iterator[tuple[st
 
 
 def benchmark_faults(rows: list[dict], task: str) -> Iterator[tuple[str, str]]:
-    """Yield a fault and the row's index for every row that is not what the released gold and the overlay give."""
     if task not in BENCHMARKS or len(rows) != BENCHMARKS[task].problems:
         yield f"{task} is not a benchmark of {len(rows)} problems", "all"
         return
@@ -68,15 +66,11 @@ def benchmark_faults(rows: list[dict], task: str) -> Iterator[tuple[str, str]]:
         extra = made["extra_info"]
         expected = benchmark_row(task, number, extra["problem"], extra["released"], overlay.get(f"{task}-{number}"))
         if made != expected:
-            yield "row is not what its released gold and the overlay give", extra["index"]
+            yield "row is not what its released answer and the overlay give", extra["index"]
 
 
 def verify(path: Path) -> list[str]:
-    """Return the faults of a prepared file, a line each; none when all holds.
-
-    Raises:
-        ValueError: the file or its manifest cannot be read.
-    """
+    """Return the faults of a prepared file, a line each; ValueError if it or its manifest cannot be read."""
     file, manifest = open_rows(path), read_manifest(path)
     if manifest is None:
         raise ValueError(f"{path}: has no manifest beside it; prepare the file again")
@@ -86,22 +80,20 @@ def verify(path: Path) -> list[str]:
     if file.metadata.num_rows != manifest.get("rows_out"):
         faults.append(f"{file.metadata.num_rows} rows, and the manifest says {manifest.get('rows_out')}")
     if file.schema_arrow not in (SCHEMA, BENCHMARK_SCHEMA) or has_nulls(file):
-        return [*faults, "columns are not those of a prepared file, or a value is missing"]
+        return [*faults, "columns are not those of a prepared file, or a value is missing; prepare it again"]
     block = file.read_row_group(0)
     groups = tqdm(range(1, file.num_row_groups), unit=" blocks", delay=2, leave=False, disable=None)
     if not all(file.read_row_group(group).equals(block) for group in groups):
         faults.append("blocks differ")
     rows = block.to_pylist()
-    wrong = defaultdict(list)
-    for made in rows:
-        for fault in prompt_faults(made):
-            wrong[fault].append(made["extra_info"]["index"])
-    keep_conflicts = manifest.get("settings", {}).get("conflicts") == "keep"
-    benchmark = file.schema_arrow == BENCHMARK_SCHEMA
-    more = benchmark_faults(rows, rows[0]["data_source"]) if benchmark else training_faults(rows, keep_conflicts)
-    for fault, index in more:
-        wrong[fault].append(index)
-    return [*faults, *(f"{fault}: {len(where)} rows, {', '.join(where[:SHOWN])}" for fault, where in wrong.items())]
+    if file.schema_arrow == BENCHMARK_SCHEMA:
+        found = benchmark_faults(rows, rows[0]["data_source"])
+    else:
+        found = training_faults(rows, manifest.get("settings", {}).get("conflicts") == "keep")
+    places = defaultdict(list)
+    for fault, index in chain(prompt_faults(rows), found):
+        places[fault].append(index)
+    return [*faults, *(f"{fault}: {len(where)} rows, {', '.join(where[:SHOWN])}" for fault, where in places.items())]
 
 
 def main() -> int:

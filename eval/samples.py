@@ -25,7 +25,7 @@ def sample_files(folder: Path) -> dict[str, Path]:
     names = {task.lower(): task for task in BENCHMARKS}
     for path in sorted(folder.glob("*.jsonl")):
         if match := RELEASED.fullmatch(path.name):
-            task = names.get(match[1].lower(), match[1])
+            task = names.get(match[1].lower()) or match[1]
             if task in files:
                 raise ValueError(f"{folder}: {files[task].name} and {path.name} are both of {task}; keep one")
             files[task] = path

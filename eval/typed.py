@@ -13,17 +13,17 @@ import functools
 from dataclasses import asdict, replace
 from decimal import Decimal
 
-from data_prep.reference_answers import Reading, corrected, corrections
+from data_prep.reference_answers import ParsedAnswer, corrected, corrections
 from reward import robust
 
-VERSION = 1  # raise it whenever an outcome may change: caches of grades go by it
+VERSION = 2  # raise it whenever an outcome may change: caches of grades go by it
 # Of a decimal or a number in scientific notation that is not known to be rounded; those stand for half a unit of
-# their last digit (`Reading.tolerance`).
+# their last digit (`ParsedAnswer.tolerance`).
 RELATIVE_TOLERANCE = Decimal("1e-6")
 
 
 @functools.cache
-def reference_answer(released: str, task: str = "", problem_id: str = "") -> tuple[str, Reading]:
+def reference_answer(released: str, task: str = "", problem_id: str = "") -> tuple[str, ParsedAnswer]:
     """Read a reference answer: its text without delimiters and its meaning, both with today's correction if it has one.
 
     When it is graded, not when it is sampled: a correction holds for the samples that are there.
@@ -31,7 +31,7 @@ def reference_answer(released: str, task: str = "", problem_id: str = "") -> tup
     return corrected(released, task, corrections().get(problem_id))
 
 
-def grade(response: str, reference: str, parsed: Reading) -> tuple[str, str]:
+def grade(response: str, reference: str, parsed: ParsedAnswer) -> tuple[str, str]:
     """Return the outcome of a response, one of `reward.robust.OUTCOMES`, and its final answer, "" if it has none.
 
     Args:

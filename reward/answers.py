@@ -1,41 +1,50 @@
-"""What an answer in LaTeX says: its tidy form, its members, its number, its units, and whether it may be parsed.
+"""The one reader of answers in LaTeX: tidy form, type, members, exact value, units, and whether it may be parsed.
 
 Text rules and exact arithmetic alone; nothing here evaluates an answer.
 """
 
 import re
 from fractions import Fraction
+from itertools import accumulate
 
-# The longest gold of the nine benchmarks has 210 characters; a longer answer is not one.
+# The limits are far above what the reference answers of the nine benchmarks have: 210 characters, brackets 4 deep,
+# numbers of 11 digits, lists of 18 members.
 MAX_CHARACTERS = 600
-# Depth of brackets; golds have 4 at most, and parsers recurse.
-MAX_DEPTH = 16
-# Digits of one number: exact arithmetic grows with them, and no gold has more than 11.
-MAX_DIGITS = 60
-# Exponents and factorials that are computed exactly grow without bound: 2024^{4046} is a gold, 9^{9^9} an attack.
+MAX_DEPTH = 16  # parsers recurse
+MAX_DIGITS = 60  # exact arithmetic grows with them
+# What is computed exactly grows without bound: 2024^{4046} is a reference answer, 9^{9^9} an attack.
 MAX_EXPONENT = 10_000
 MAX_FACTORIAL = 1_000
-# Members of a list; the longest gold has 18.
 MAX_MEMBERS = 40
+
+TYPES = (
+    *("integer", "rational", "decimal", "scientific", "set", "tuple", "interval", "matrix"),
+    *("expression", "equation", "text", "based"),
+)
 
 SPACING = re.compile(r"(?<!\\)\\[,!;: ]|\\q?quad(?![a-zA-Z])|~|\\?\$")
 LAYOUT = re.compile(r"\\(?:left|right|displaystyle|mathbf|boldsymbol|bf|rm|big|Big|bigg|Bigg)(?![a-zA-Z])")
 TEXT = re.compile(r"\\(text|mbox|textbf|operatorname|mathrm)\{([^{}]*)\}(?:\^\{?([23])\}?)?")
-UNITS = re.compile(
+UNIT = re.compile(
     r"(?:degrees?|radians?|cents?|dollars?|units?|square|cubic|inch(?:es)?|feet|miles?|hours?|minutes?|seconds?|days?|"
     r"years?|cm|mm|km|kg|g|m|s|ft|in|mph|nm|eV|J|Hz|K)\.?"
 )
 SIGNS = str.maketrans({"\u2212": "-", "\u00d7": r"\times ", "\u03c0": r"\pi "})
 ROOT = re.compile(r"√\s*(\d+|\{[^{}]*\})")
-COMPARED = re.compile(r"(\\leq?(?![a-zA-Z])|\\geq?(?![a-zA-Z])|[<>])")
-TURNED = {">": "<", r"\ge": r"\le", r"\geq": r"\leq"}
+RELATION = re.compile(r"(\\leq?(?![a-zA-Z])|\\geq?(?![a-zA-Z])|[<>])")
+REVERSED = {">": "<", r"\ge": r"\le", r"\geq": r"\leq"}
 RECURRING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}")
-NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
+NUMBER = re.compile(r"([+-]?(?=\.?\d)\d*\.?\d*)(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
 FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|([+-]?\d+)/(\d+)")
 # A factorial of a factorial, or of a bracket without a letter: nothing bounds its size.
 NUMERIC_FACTORIAL = re.compile(r"!!|[({](?:[^a-zA-Z()\\]|\\[a-z]+)*[)}]!")
+INTEGER, DECIMAL = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?\d*\.\d+")
+SCIENTIFIC = re.compile(r"[+-]?\d+(?:\.\d+)?[eE][+-]?\d+")
+BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
+PERCENT = re.compile(r"\\?%$")
+ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?=")
 EXPONENT = re.compile(r"\^\{?\s*([+-]?\d+)|(\d+)\s*!")
 MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}")
 OPENING, CLOSING = "([{", ")]}"
@@ -47,7 +56,8 @@ def tidy(answer: str) -> str:
 
     A gap between digits that is no thousands separator or mixed number stays in the text, which then is no number.
     """
-    text = answer.strip().translate(SIGNS).replace("dfrac", "frac").replace("tfrac", "frac").replace(r"\!", "")
+    text = answer.strip().translate(SIGNS).replace(r"\!", "").replace("eqslant", "eq")
+    text = text.replace("dfrac", "frac").replace("tfrac", "frac")
     text = ROOT.sub(lambda m: rf"\sqrt{{{m[1].strip('{}')}}}", text)
     text = TEXT.sub(_without_unit, SPACING.sub(GAP, LAYOUT.sub(GAP, text)))
     text = GAP.join(re.sub(r"\^\{?\\circ\}?|°", GAP, text).split()).strip(GAP)
@@ -57,25 +67,23 @@ def tidy(answer: str) -> str:
     text = re.sub(rf"(?<!\\)(\\[a-zA-Z]+){GAP}+(?=[a-zA-Z])", r"\1 ", text)  # \pi x is not \pix
     text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
     text = ONE_CHARACTER.sub(r"\1", re.sub(r"^[a-z]\\in(?![a-z])", "", text))
-    while (
-        (text[:1], text[-1:]) in (("{", "}"), ("(", ")")) and len(split_top(text[1:-1], ",")) == 1 and _one_pair(text)
-    ):
+    while text[:1] + text[-1:] in ("{}", "()") and _one_pair(text) and len(split_top(text[1:-1], ",")) == 1:
         text = text[1:-1]
     return text.replace(",", "") if GROUPED.fullmatch(text) else text
 
 
+def _depths(text: str) -> list[int]:
+    return list(accumulate((char in OPENING) - (char in CLOSING) for char in text))
+
+
 def _one_pair(text: str) -> bool:
-    depth = 0
-    for i, char in enumerate(text):
-        depth += (char in OPENING) - (char in CLOSING)
-        if depth == 0:
-            return i == len(text) - 1
-    return False
+    depths = _depths(text)
+    return depths[-1] == 0 and 0 not in depths[:-1]
 
 
 def _without_unit(match: re.Match) -> str:
     words = match[2].replace(GAP, " ").split()
-    if all(UNITS.fullmatch(word) for word in words):
+    if all(UNIT.fullmatch(word) for word in words):
         return GAP
     if match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
         return GAP + "".join(words) + GAP
@@ -88,7 +96,7 @@ def units(answer: str) -> set[str]:
     words = {
         (word.removesuffix("s") if len(word) > 2 else word) + (power or "")
         for word, power in named
-        if UNITS.fullmatch(word)
+        if UNIT.fullmatch(word)
     }
     signs = {"degree": r"\^\{?\\circ|°", "dollar": r"\\\$", "percent": "%"}
     return words | {name for name, sign in signs.items() if re.search(sign, answer)}
@@ -96,16 +104,15 @@ def units(answer: str) -> set[str]:
 
 def split_top(text: str, separator: str) -> list[str]:
     """Split at separators outside brackets."""
-    parts, depth, start = [], 0, 0
-    for i, char in enumerate(text):
-        depth += (char in OPENING) - (char in CLOSING)
+    parts, start = [], 0
+    for i, depth in enumerate(_depths(text)):
         if depth == 0 and text.startswith(separator, i):
             parts.append(text[start:i])
             start = i + len(separator)
     return [*parts, text[start:]]
 
 
-def members(text: str) -> tuple[str, list[str]]:
+def shape_and_members(text: str) -> tuple[str, list[str]]:
     """Return the shape of an answer and its members: "()", "[)" and so on, "{}" for a bare list too, "" for a value."""
     if match := MATRIX.fullmatch(text):
         rows = [row for row in match[2].split(r"\\") if row]
@@ -125,32 +132,34 @@ def members(text: str) -> tuple[str, list[str]]:
     return (text[0] + text[-1], inner) if len(inner) > 1 else ("", [text])
 
 
+def is_interval(shape: str, text: str) -> bool:
+    """Return whether brackets cannot be a tuple's: a square one, or an infinite end."""
+    return shape in ("[)", "(]", "[]") or (shape == "()" and r"\infty" in text)
+
+
 def as_interval(text: str) -> str:
     """Return `1<x\\leq2` as `(1,2]` and `x>1` as `(1,\\infty)`; any other text as it is."""
-    parts = [part.strip() for part in COMPARED.split(text)]
-    if all(part in TURNED for part in parts[1::2]):
-        parts = [TURNED.get(part, part) for part in reversed(parts)]
+    parts = [part.strip() for part in RELATION.split(text)]
+    if all(part in REVERSED for part in parts[1::2]):
+        parts = [REVERSED.get(part, part) for part in reversed(parts)]
     variables = [part.isalpha() and part != "e" for part in parts]
     if len(parts) == 3 and any(variables):
         parts = [r"-\infty", "<", *parts] if variables[0] else [*parts, "<", r"\infty"]
-    if len(parts) != 5 or not parts[2].isalpha() or {parts[1], parts[3]} & TURNED.keys():
+    if len(parts) != 5 or not parts[2].isalpha() or {parts[1], parts[3]} & REVERSED.keys():
         return text
     return f"{'(' if parts[1] == '<' else '['}{parts[0]},{parts[4]}{')' if parts[3] == '<' else ']'}"
 
 
-def number(text: str) -> Fraction | None:
+def exact_value(text: str) -> Fraction | None:
     """Return the exact value of a plain number: integer, decimal, recurring, scientific, fraction or mixed number."""
     if match := RECURRING.fullmatch(text):
         sign, whole, part, repeated = match.groups()
-        once, all_of_it = int((whole + part) or "0"), int(whole + part + repeated)
-        value = Fraction(all_of_it - once, 10 ** len(part) * (10 ** len(repeated) - 1))
+        value = Fraction(f"{whole or 0}.{part or 0}")
+        value += Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(part))
         return -value if sign == "-" else value
     if match := NUMBER.fullmatch(re.sub(r"^(-?)(10\^)", r"\g<1>1\\cdot\2", text)):
-        sign, whole, part, *exponents = match.groups()
-        exponent = int(next((e for e in exponents if e), "0"))
-        if (whole or part) and abs(exponent) <= MAX_EXPONENT:
-            value = Fraction(int((whole or "") + (part or "")), 10 ** len(part or "")) * Fraction(10) ** exponent
-            return -value if sign == "-" else value
+        exponent = int(match[2] or match[3] or 0)
+        return Fraction(match[1]) * Fraction(10) ** exponent if abs(exponent) <= MAX_EXPONENT else None
     if match := FRACTION.fullmatch(text):
         sign, whole, top, top1, below, below1, plain_top, plain_below = match.groups()
         above, under = int(top or top1 or plain_top), int(below or below1 or plain_below)
@@ -160,15 +169,35 @@ def number(text: str) -> Fraction | None:
     return None
 
 
+def answer_type(text: str) -> str:
+    """Return one of TYPES for a tidy answer, by its form; an order that the question asks for does not show in it."""
+    shape, _ = shape_and_members(text)
+    if shape.startswith("rows"):
+        return "matrix"
+    if shape == "union" or is_interval(shape, text):
+        return "interval"
+    if shape:
+        return "tuple" if shape == "()" else "set"
+    if TEXT.fullmatch(text):
+        return "text"
+    patterns = {"integer": INTEGER, "decimal": DECIMAL, "scientific": SCIENTIFIC, "rational": FRACTION, "based": BASED}
+    for name, pattern in patterns.items():
+        if pattern.fullmatch(bare_number(text)):
+            return name
+    return "equation" if "=" in text or RELATION.search(text) else "expression"
+
+
+def bare_number(text: str) -> str:
+    """Return a tidy answer without `x=` before it and a percent sign after it."""
+    return PERCENT.sub("", ASSIGNMENT.sub("", text, count=1))
+
+
 def fault(text: str) -> str | None:
     """Return which cap an answer breaks; None if it may be parsed."""
     if len(text) > MAX_CHARACTERS:
         return "length"
-    depth = deepest = 0
-    for char in text:
-        depth += (char in OPENING) - (char in CLOSING)
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH or depth:
+    depths = [0, *_depths(text)]
+    if max(depths) > MAX_DEPTH or depths[-1]:
         return "depth"
     if any(len(digits) > MAX_DIGITS or not digits.isascii() for digits in re.findall(r"\d+", text)):
         return "digits"

@@ -25,7 +25,7 @@ ENDING = re.compile(r"(?:(?<=\d)\.0*|\.)$")
 
 
 def last_boxed(text: str) -> str | None:
-    """Return the content of the last box in `text`; None if there is none or it is never closed."""
+    """Return the content of the last box; None if there is none or it is never closed."""
     start = text.rfind(BOX)
     if start < 0:
         return None
@@ -40,7 +40,7 @@ def last_boxed(text: str) -> str | None:
 
 @functools.lru_cache(maxsize=2**16)
 def _usable(ground_truth: str, window: int) -> bool:
-    """Return whether a response could match at all: not empty, and found again inside a box and the window."""
+    """Whether a response could match at all: not empty, and found again inside a box and the window."""
     return ground_truth != "" and last_boxed(f"{BOX}{ground_truth}}}"[-window:]) == ground_truth
 
 
@@ -55,7 +55,6 @@ def check_ground_truth(data_source: str, ground_truth, extra_info: dict | None, 
 
 
 def _loose(answer: str) -> str:
-    """Return an answer without what a careful reader would not hold against it."""
     bare = ENDING.sub("", IGNORED.sub("", answer).replace("dfrac", "frac").replace("tfrac", "frac"))
     return re.sub(r"^(-?)0+(?=\d)", r"\1", bare.rpartition("=")[2])
 
@@ -77,19 +76,19 @@ def compute_score(
     0.4 to 0.9; the numbers of the result become training metrics, so the keys are always the same and never None.
 
     Args:
-        data_source: name of the data set; not used, every source is scored alike.
+        data_source: not used, every source is scored alike.
         solution_str: the decoded response, without special tokens.
-        ground_truth: the expected content of the box.
+        ground_truth: the reference answer, the expected content of the box.
         extra_info: the row's `extra_info`; only its `index` is used, to name a row in an error.
         window: characters at the end of the response in which the box must lie.
-        wrong: score of a wrong response; 0.0 gives the scale 0/1.
+        wrong: score of an incorrect response; 0.0 gives the scale 0/1.
         shadow: add `outside` and `lenient`, which never touch the score.
         **kwargs: what verl passes to reward functions that ask a model; not used.
 
     Returns:
         `score` (1.0 or `wrong`), `acc` (1.0 or 0.0) and `pred` (content of the box, "" if none). With `shadow` also
         `outside` (1.0 where the window has no box and the response has one) and `lenient` (1.0 where the last box of
-        the response is right up to spacing, delimiters, `x =`, thousands separators, zeros and a full stop).
+        the response is correct up to spacing, delimiters, `x =`, thousands separators, zeros and a full stop).
 
     Raises:
         ValueError: no response could ever match the ground truth: it is not a string, is empty, has a box or

@@ -1,4 +1,4 @@
-r"""A lenient reward: what the strict match rejects is read by rule, and by math-verify behind a wall.
+r"""A lenient reward: what the strict match rejects is read by rule, and by math-verify in a sandbox.
 
 The paper's "robust verifier" arm (arXiv 2512.16649, ablations) uses DeepScaleR's, which passes a model's text to
 sympy's `parse_expr`. This one never evaluates text in the calling process: numbers are compared exactly, lists,
@@ -12,26 +12,23 @@ of this folder, and plugs in by its path:
     1.0
 """
 
-import importlib.util
+import importlib
 import logging
 import re
 import sys
+import types
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
 
 def _package() -> str:
-    """Return the name of the package of this folder; verl loads this file by its path, without one."""
+    """Return the name of this folder's package, which verl, loading this file by its path, does not give it."""
     if __package__:
         return __package__
     folder = Path(__file__).resolve().parent
     name = f"justrl_reward_{abs(hash(folder))}"  # another copy of this folder is another package
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(name, types.ModuleType(name)).__path__ = [str(folder)]
     return name
 
 
@@ -41,13 +38,13 @@ strict, answers, comparison = (
 
 OUTCOMES = ("match", "equivalent", "wrong", "no_box", "unparsable", "refused", "timed_out", "crashed", "unusable_truth")
 
-# Above this share of time-outs, after this many responses, something is wrong and the log says so.
-TIMEOUT_SHARE, TIMEOUT_AFTER = 0.01, 500
+# Above this fraction of time-outs, after this many responses, a warning is logged.
+TIMEOUT_FRACTION, TIMEOUT_AFTER = 0.01, 500
 
 # A negation, or a prime or quotation mark, makes another answer of the same digits.
 NEGATION = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|['\"]|\\prime")
 DEGREES_MATTER = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
-HEDGE = re.compile(r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|lor|vee|sim)(?![a-zA-Z])")
+AMBIGUOUS = re.compile(r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|lor|vee|sim)(?![a-zA-Z])")
 
 COUNTS: Counter = Counter()
 
@@ -56,15 +53,15 @@ def _count(outcome: str) -> None:
     COUNTS[outcome] += 1
     total, late = COUNTS.total(), COUNTS["timed_out"]
     doubled = late & (late - 1) == 0  # a line for each power of two, not for each time-out
-    if outcome == "timed_out" and doubled and total >= TIMEOUT_AFTER and late > TIMEOUT_SHARE * total:
+    if outcome == "timed_out" and doubled and total >= TIMEOUT_AFTER and late > TIMEOUT_FRACTION * total:
         logging.getLogger(__name__).warning("%d of %d responses timed out in math-verify", late, total)
 
 
-def judge(solution_str: str, ground_truth: str, reading: dict | None = None) -> tuple[str, str]:
+def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> tuple[str, str]:
     """Return the outcome of one response, and its answer ("" if none).
 
     Args:
-        reading: what the truth means, as `data_prep.reference_answers` writes it: type, tolerance and asked are used.
+        parsed: what `data_prep.reference_answers` knows of the ground truth: `type`, `tolerance` and `required_count`.
     """
     answer = strict.last_boxed(solution_str)
     if answer is None:
@@ -73,19 +70,20 @@ def judge(solution_str: str, ground_truth: str, reading: dict | None = None) -> 
         return "match", answer
     if len(answer) > answers.MAX_CHARACTERS:
         return "refused", answer[: answers.MAX_CHARACTERS]
-    if HEDGE.search(answer) and not HEDGE.search(ground_truth):
-        return "wrong", answer
-    reading = reading if isinstance(reading, dict) else {}  # other data sets keep a solution under this name
-    tolerance = answers.number(str(reading.get("tolerance") or 0)) or Fraction(0)
-    given, truth = answers.tidy(answer), answers.tidy(ground_truth)
-    if not truth or answers.fault(truth):
+    given, reference = answers.tidy(answer), answers.tidy(ground_truth)
+    if not reference or answers.fault(reference):
         return "unusable_truth", answer
-    named = answers.units(answer), answers.units(ground_truth)
-    if DEGREES_MATTER.search(ground_truth) and ("degree" in named[0]) != ("degree" in named[1]):
+    if any(mark.search(answer) and not mark.search(ground_truth) for mark in (AMBIGUOUS, NEGATION)):
         return "wrong", answer
-    if (all(named) and named[0] != named[1]) or (NEGATION.search(answer) and not NEGATION.search(ground_truth)):
+    units, reference_units = answers.units(answer), answers.units(ground_truth)
+    if DEGREES_MATTER.search(ground_truth) and ("degree" in units) != ("degree" in reference_units):
         return "wrong", answer
-    return comparison.same(given, truth, tolerance, reading.get("type") == "tuple", reading.get("asked") or 0), answer
+    if units and reference_units and units != reference_units:
+        return "wrong", answer
+    parsed = parsed if isinstance(parsed, dict) else {}  # other data sets keep a solution under this name
+    tolerance = answers.exact_value(str(parsed.get("tolerance") or 0)) or Fraction(0)
+    required = parsed.get("required_count") or parsed.get("asked") or 0  # its name in files prepared before
+    return comparison.compare_answers(given, reference, tolerance, parsed.get("type") or "", required), answer
 
 
 def compute_score(
@@ -99,20 +97,20 @@ def compute_score(
     shadow: bool = False,
     **kwargs,
 ) -> dict:
-    """Score one response; the same contract as `justrl.compute_score`, with the reason of a wrong one.
+    """Score one response; the same contract as `justrl.compute_score`, with the reason of an incorrect one.
 
     Args:
-        data_source: name of the data set; not used.
+        data_source: not used.
         solution_str: the decoded response.
-        ground_truth: the expected answer.
-        extra_info: the row's; `index` names a row in an error, `answer` is the truth's reading if there is one.
+        ground_truth: the reference answer.
+        extra_info: the row's; `index` names a row in an error, `answer` is the parsed reference answer if there is one.
         window: characters at the end of the response in which the box must lie; None for all of it.
-        wrong: score of a wrong response; 0.0 gives the scale 0/1.
+        wrong: score of an incorrect response; 0.0 gives the scale 0/1.
         shadow: add `strict`, which never touches the score: whether `justrl.compute_score` would accept the response.
         **kwargs: what verl passes to reward functions that ask a model; not used.
 
     Returns:
-        `score`, `acc`, `pred`, and for each outcome but right ones 1.0 or 0.0, which verl averages into its metrics.
+        `score`, `acc`, `pred`, and for each outcome but correct ones 1.0 or 0.0, which verl averages into its metrics.
 
     Raises:
         ValueError: the ground truth is not a string, is empty, or has a box or unbalanced braces.
@@ -122,9 +120,9 @@ def compute_score(
         solution_str[-window:] if window else solution_str, ground_truth, (extra_info or {}).get("answer")
     )
     _count(outcome)
-    right = outcome in comparison.RIGHT
-    result = {"score": 1.0 if right else wrong, "acc": float(right), "pred": answer}
-    result |= {name: float(name == outcome) for name in OUTCOMES if name not in comparison.RIGHT}
+    correct = outcome in comparison.CORRECT
+    result = {"score": 1.0 if correct else wrong, "acc": float(correct), "pred": answer}
+    result |= {name: float(name == outcome) for name in OUTCOMES if name not in comparison.CORRECT}
     if shadow:
         result["strict"] = float(strict.last_boxed(solution_str[-strict.WINDOW :]) == ground_truth)
     return result

@@ -1,6 +1,10 @@
 """Compare two formulas with math-verify, in worker processes with limits that are killed at their deadline.
 
-Another comparison may stand behind the same wall: a script that ends in `work(judge)`, and `Pool(script, answers)`.
+Another comparison may be sandboxed alike: a script that ends in `work(compare)`, and `Pool(script, answers)`.
+
+No pool of the standard library does it: `concurrent.futures` cannot end a task that is running, and `multiprocessing`
+imports the caller's main module, and the reward by a name, which one that verl loaded by its path does not have. A
+process for each question would spend 0.3 s on imports where a worker that is kept needs 5 ms.
 """
 
 import atexit
@@ -12,14 +16,14 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SCRIPT = Path(__file__).resolve()
-# What its worker may say; anything else is a crash.
+# What its worker may print; anything else is a crash.
 ANSWERS = ("equivalent", "wrong", "unparsable", "unusable_truth")
-# An honest comparison takes milliseconds; the slowest of 1,646 golds against a wrong one took 5 s unprotected.
+# An honest comparison takes milliseconds; the slowest of 1,646 reference answers against an incorrect one took 5 s.
 # Of processor time: on a loaded machine an honest one would miss a deadline by the clock.
 DEADLINE_SECONDS = 3.0
 PATIENCE_SECONDS = 30.0  # by the clock, for a worker that waits for something
@@ -34,8 +38,15 @@ class Worker:
     def __init__(self, script: Path, answers: tuple[str, ...]):
         self.answers = answers
         command = [sys.executable, "-I", str(script)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, **pipes, bufsize=0, cwd="/", start_new_session=True)
+        self.process: Any = subprocess.Popen(  # whose pipes may be None by their type
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            cwd="/",
+            start_new_session=True,
+        )
         if self._line(START_SECONDS) != "ready":
             self.end()
             raise OSError(f"the worker {script.name} did not start; is what it imports installed?")
@@ -48,9 +59,9 @@ class Worker:
             return None
         return self.process.stdout.readline().decode().strip()
 
-    def ask(self, answer: str, truth: str) -> str:
+    def ask(self, answer: str, reference: str) -> str:
         try:
-            self.process.stdin.write(json.dumps([answer, truth]).encode() + b"\n")
+            self.process.stdin.write(json.dumps([answer, reference]).encode() + b"\n")
         except OSError:
             return "crashed"
         outcome = self._line(PATIENCE_SECONDS)
@@ -69,73 +80,68 @@ class Pool:
 
     def __init__(self, script: Path = SCRIPT, answers: tuple[str, ...] = ANSWERS):
         self.script, self.answers = script, answers
-        self.free = threading.BoundedSemaphore(WORKERS)
-        self.idle: queue.LifoQueue[Worker] = queue.LifoQueue()
-        self.owner = os.getpid()
+        self._forget_workers()
+        os.register_at_fork(after_in_child=self._forget_workers)  # their pipes are the parent's
+
+    def _forget_workers(self) -> None:
+        self.idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()  # None for one that has not started
+        for _ in range(WORKERS):
+            self.idle.put(None)
         self.started = False
 
-    def ask(self, answer: str, truth: str) -> str:
+    def ask(self, answer: str, reference: str) -> str:
         """Compare two formulas in a worker; the clock starts when the worker has the question."""
-        if os.getpid() != self.owner:
-            self.__init__(self.script, self.answers)  # a fork shares its parent's pipes and must not use them
-        with self.free:
-            try:
-                worker = self._worker()
-            except OSError:
-                if not self.started:
-                    raise  # it never worked, so every formula would be wrong for ever
-                return "crashed"
+        worker, kept = self.idle.get(), None
+        try:
+            if worker is None or worker.process.poll() is not None:
+                worker = Worker(self.script, self.answers)
             self.started = True
-            outcome = worker.ask(answer, truth)
+            outcome = worker.ask(answer, reference)
             if outcome in ("timed_out", "crashed"):
                 worker.end()
             else:
-                self.idle.put(worker)
+                kept = worker
             return outcome
-
-    def _worker(self) -> Worker:
-        while True:
-            try:
-                worker = self.idle.get_nowait()
-            except queue.Empty:
-                return Worker(self.script, self.answers)
-            if worker.process.poll() is None:
-                return worker
-            worker.end()
+        except OSError:
+            if not self.started:
+                raise  # it never worked, so every formula would be wrong for ever
+            return "crashed"
+        finally:
+            self.idle.put(kept)
 
     def end(self) -> None:
         """End all idle workers; one at work ends by itself at its deadline."""
-        while os.getpid() == self.owner and not self.idle.empty():
-            self.idle.get_nowait().end()
+        for worker in [self.idle.get() for _ in range(self.idle.qsize())]:
+            if worker:
+                worker.end()
+            self.idle.put(None)
 
 
 POOL = Pool()
 atexit.register(POOL.end)
 
 
-def _judge(answer: str, truth: str) -> str:
+def _compare(answer: str, reference: str) -> str:
     from math_verify import LatexExtractionConfig, parse, verify
 
-    def read(text: str) -> list:
+    def formulas(text: str) -> list:
         return parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=False)
 
-    gold = read(truth)
-    if not any(not isinstance(value, str) for value in gold):
-        return "unusable_truth"
-    given = read(answer)
-    if not any(not isinstance(value, str) for value in given):
-        return "unparsable"
+    wanted, given = formulas(reference), formulas(answer)
+    for found, outcome in ((wanted, "unusable_truth"), (given, "unparsable")):
+        if all(isinstance(value, str) for value in found):
+            return outcome
     # Its six decimal places make all tiny numbers the same.
     places = {"float_rounding": 30, "numeric_precision": 40}
-    return "equivalent" if verify(gold, given, **places, timeout_seconds=None, raise_on_error=False) else "wrong"
+    return "equivalent" if verify(wanted, given, **places, timeout_seconds=None, raise_on_error=False) else "wrong"
 
 
-def work(judge: Callable[[str, str], str]) -> None:
+def work(compare: Callable[[str, str], str]) -> None:
     """Answer the questions of a pool until it closes the pipe; a script that is a worker calls this."""
     import resource
 
     logging.disable()
-    judge("1", "2")  # imports all it needs before the limits are set
+    compare("1", "2")  # imports all it needs before the limits are set
     for limit, value in (
         (resource.RLIMIT_AS, WORKER_BYTES),
         (resource.RLIMIT_FSIZE, 0),
@@ -148,7 +154,7 @@ def work(judge: Callable[[str, str], str]) -> None:
         # The kernel ends the process at its deadline, even inside C code and when its owner is dead.
         signal.setitimer(signal.ITIMER_PROF, DEADLINE_SECONDS)
         try:
-            outcome = judge(*json.loads(line))
+            outcome = compare(*json.loads(line))
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             outcome = "unparsable"
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -156,4 +162,4 @@ def work(judge: Callable[[str, str], str]) -> None:
 
 
 if __name__ == "__main__":
-    work(_judge)
+    work(_compare)

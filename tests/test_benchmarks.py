@@ -1,8 +1,9 @@
-"""The nine benchmarks: golden rows, every correction with its gold, and their sources."""
+"""The nine benchmarks: golden rows, every correction with its reference answer, and their sources."""
 
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from data_prep import benchmarks
 from data_prep.benchmarks import BENCHMARKS
-from data_prep.reference_answers import TYPES, corrections, read
-from data_prep.rows import open_rows, read_manifest
+from data_prep.reference_answers import corrected, corrections, parse
+from data_prep.rows import open_rows, read_manifest, read_rows
 from data_prep.verify import verify
+from reward import robust
+from reward.answers import TYPES
 from tests.conftest import ROOT
 from tests.hub import local_hub
 from tests.test_dapo import command
@@ -56,7 +59,7 @@ def test_golden_rows(prepared):
         assert {key: value for key, value in row["extra_info"]["answer"].items() if value} == case["answer"]
 
 
-def test_types_of_all_golds(prepared):
+def test_types_of_all_reference_answers(prepared):
     kinds = Counter(row["extra_info"]["answer"]["type"] for task in BENCHMARKS for row in rows_of(prepared, task))
     assert dict(kinds) == {
         **{"integer": 914, "expression": 225, "rational": 168, "decimal": 80, "set": 78, "scientific": 61},
@@ -88,26 +91,53 @@ def test_every_correction_was_applied(prepared):
     assert applied == {key: correction.reason for key, correction in overlay.items()}
 
 
-def test_a_correction_for_another_gold_is_refused(tmp_path, shared_data):
+def test_a_correction_for_another_answer_is_refused(tmp_path, shared_data):
     rows = pq.ParquetFile(shared_data / "bench" / "CMIMC25" / "test.parquet").read().to_pylist()
     rows[29]["answer"] = "9.95"
     (tmp_path / "CMIMC25").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "CMIMC25" / "test.parquet")
-    with pytest.raises(ValueError, match=r"CMIMC25-29: the gold is '9.95', the correction is for '9.94'"):
+    with pytest.raises(ValueError, match=r"CMIMC25-29: the reference answer is '9.95', the correction is for '9.94'"):
         benchmarks.prepare(str(tmp_path), tmp_path / "out", ["CMIMC25"])
 
 
+def test_the_type_of_a_correction_decides():
+    correction = corrections()["MATH-500-356"]
+    answer, parsed = corrected(correction.released, "MATH-500", correction)
+    assert (answer, parsed.type) == (r"(-\sqrt{3}, \sqrt{3})", "interval")
+    outcomes = {
+        response: robust.judge(rf"\boxed{{{response}}}", answer, asdict(parsed))[0]
+        for response in (
+            r"-\sqrt{3}<x<\sqrt{3}",
+            r"\sqrt3>x>-\sqrt3",
+            r"-\sqrt{3}\le x<\sqrt{3}",
+            r"-\sqrt{3},\sqrt{3}",
+        )
+    }
+    assert list(outcomes.values()) == ["equivalent", "equivalent", "wrong", "wrong"], outcomes
+
+
+def test_files_prepared_before_are_read_and_verify_says_how_to_remake_them(prepared, tmp_path):
+    rows = rows_of(prepared, "AIME24")
+    for row in rows:
+        kept = {"type": row["extra_info"]["answer"]["type"], "value": "1", "tolerance": ""}
+        row["extra_info"]["answer"] = kept | {"parts": [], "unit": "", "base": 0, "asked": 0}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "AIME24.parquet")
+    shutil.copy(prepared / "AIME24.manifest.json", tmp_path)
+    assert len(read_rows(tmp_path / "AIME24.parquet")) == len(benchmarks.read_problems(tmp_path)["AIME24"]) == 30
+    assert "prepare it again" in verify(tmp_path / "AIME24.parquet")[-1]
+
+
 @given(st.text(max_size=60))
-def test_any_gold_has_a_reading(gold):
-    assert read(gold).type in TYPES
+def test_any_answer_has_a_type(answer):
+    assert parse(answer).type in TYPES
 
 
 @given(st.integers(-(10**30), 10**30))
 def test_integers_of_any_size(number):
     for text in (str(number), f"${number}$", rf"\boxed{{{number}}}"):
-        assert (read(text).type, read(text).value) == ("integer", str(number))
+        assert (parse(text).type, parse(text).value) == ("integer", str(number))
     if number >= 1000:
-        assert read(f"{number:,}").value == str(number)
+        assert parse(f"{number:,}").value == str(number)
 
 
 def aime25(folder) -> list[dict]:

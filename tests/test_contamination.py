@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import benchmarks, contamination, dapo
-from data_prep.contamination import FEW_NGRAMS, TEMPLATE_PROBLEMS, N, compare, ngrams
+from data_prep.contamination import FEW_NGRAMS, TEMPLATE_PROBLEMS, N, find_matches, ngrams
 from data_prep.normalise import words
 from tests.conftest import ROOT
 
@@ -18,7 +18,7 @@ LONG = st.lists(WORD, min_size=N + FEW_NGRAMS, max_size=40, unique=True)
 
 def best(training: list[str], problem: str) -> contamination.Match | None:
     """Return the best match of one problem."""
-    found = compare(training, {"T-0": problem})[0]
+    found = find_matches(training, {"T-0": problem})[0]
     return found[0] if found else None
 
 
@@ -31,7 +31,7 @@ def test_a_problem_inside_a_longer_one_is_a_copy(problem, before, after):
 
 
 @given(LONG, st.lists(LONG, min_size=1, max_size=5))
-def test_shares_are_those_of_a_plain_count(problem, training):
+def test_fractions_are_those_of_a_plain_count(problem, training):
     training = [" ".join(tokens) for tokens in training]
     mine = set(ngrams(problem))
     shares = [len(mine & set(ngrams(words(text)))) / len(mine) for text in training]
@@ -40,7 +40,7 @@ def test_shares_are_those_of_a_plain_count(problem, training):
 
 
 @given(LONG, LONG)
-def test_the_order_of_training_problems_changes_no_share(one, other):
+def test_the_order_of_training_problems_changes_no_fraction(one, other):
     problem = " ".join(one[: N + 4] + other[: N + 4])
     texts = [" ".join(one), " ".join(other), " ".join(one + other)]
     forwards, backwards = best(texts, problem), best(texts[::-1], problem)
@@ -82,7 +82,7 @@ def test_the_thresholds_separate_labelled_pairs(shared_data, tmp_path):
     pairs, _ = dapo.without_template(dapo.distinct_rows([shared_data / "dapo-math-17k-one-block.parquet"]))
     kept, _, _ = dapo.select(pairs)
     problems = {key: text for listed in benchmarks.read_problems(tmp_path).values() for key, text in listed.items()}
-    found = compare([problem for problem, _ in kept], problems)
+    found = find_matches([problem for problem, _ in kept], problems)
     flagged = {matches[0].problem_id for matches in found if matches and matches[0].kind != "other"}
     assert flagged <= set(labels), "a flagged pair that nobody has read"
     copies = {key for key, label in labels.items() if label == "copy"}

@@ -6,6 +6,7 @@ import random
 import pandas as pd
 import pytest
 
+from data_prep.demo import model
 from data_prep.demo import problems as demo
 from data_prep.prompt import (
     BOXED_SENTENCE,
@@ -37,6 +38,15 @@ def test_every_worked_answer_scores_and_no_guess_does():
         assert compute_score("demo", problem.guess(rng), truth)["score"] == -1.0
 
 
+def test_a_made_model_is_kept_until_its_settings_change(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(model, "build_tokenizer", lambda vocab_size: 1 / 0)
+    (tmp_path / model.SETTINGS_FILE).write_text(json.dumps(model.SETTINGS, indent=2) + "\n")
+    model.write(tmp_path, model.SETTINGS)
+    assert capsys.readouterr().out == f"{tmp_path}: kept, its settings have not changed\n"
+    with pytest.raises(ZeroDivisionError):
+        model.write(tmp_path, model.SETTINGS | {"seed": 1})
+
+
 def test_rows_have_the_recipes_format(tmp_path):
     path = tmp_path / "train.parquet"
     write_rows(path, [row("demo", "What is 1 + 1?", "2", 0, "train")], {"source": "test"})
@@ -55,10 +65,10 @@ def test_unreadable_files_are_named_in_one_line(tmp_path):
         read_rows(tmp_path / "absent.parquet")
     good = tmp_path / "good.parquet"
     write_rows(good, [row("demo", "p", "1", i, "train") for i in range(500)], {})
-    torn = tmp_path / "torn.parquet"
-    torn.write_bytes(good.read_bytes()[:-100])
+    truncated = tmp_path / "cut.parquet"
+    truncated.write_bytes(good.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated"):
-        read_rows(torn)
+        read_rows(truncated)
     pd.DataFrame({"prompt": ["p"]}).to_parquet(tmp_path / "thin.parquet")
     with pytest.raises(ValueError, match="lacks column data_source, ability, reward_model, extra_info"):
         read_rows(tmp_path / "thin.parquet")

@@ -64,12 +64,12 @@ def test_the_form_of_unicode_does_not_matter(problem):
         ("求\uff08x\uff09", "求(x)"),
     ],
 )
-def test_twins(one, other):
+def test_duplicates(one, other):
     assert canonical(one) == canonical(other)
 
 
 @pytest.mark.parametrize(("one", "other"), [("$x^2$", "$x²$"), ("$A$", "$a$"), ("$12$", "$21$"), (r"\$5", "5")])
-def test_not_twins(one, other):
+def test_no_duplicates(one, other):
     assert canonical(one) != canonical(other)
 
 

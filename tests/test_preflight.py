@@ -7,7 +7,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from data_prep.demo.problems import main as make_demo
+from data_prep.demo import problems as demo
 from data_prep.rows import row, write_rows
 from recipe import preflight
 from recipe.compose import compose
@@ -16,10 +16,9 @@ Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
-def ready(tmp_path, monkeypatch):
+def ready(tmp_path):
     """A demo config whose data, model and folders are all there."""
-    monkeypatch.setattr("sys.argv", ["demo", "--output", str(tmp_path), "--train", "64", "--test", "8"])
-    make_demo()
+    demo.write(tmp_path, train=64, test=8)
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

@@ -16,7 +16,7 @@ TRUTHS = ["34", "0", r"\frac{1}{2}", "1000", "{}", "-7", "角", " 34 "]
 
 
 def agrees_with_verl(response: str, truth: str) -> bool:
-    """Compare one response with verl's strict function; return whether it was right."""
+    """Compare one response with verl's strict function; return whether it was correct."""
     theirs = math_dapo.compute_score(response, truth, strict_box_verify=True)
     ours = compute_score("math_dapo", response, truth)
     assert ours["score"] == theirs["score"], (response, truth)
@@ -27,11 +27,11 @@ def agrees_with_verl(response: str, truth: str) -> bool:
 
 def test_agrees_with_verl_on_a_million_generated_responses():
     rng = random.Random(0)
-    right = 0
+    correct = 0
     for _ in range(1_000_000):
         response = "".join(rng.choices(PIECES, k=rng.randint(0, 9)))
-        right += agrees_with_verl(response, rng.choice(TRUTHS))
-    assert right > 10_000, "the generator made too few right answers to mean anything"
+        correct += agrees_with_verl(response, rng.choice(TRUTHS))
+    assert correct > 10_000, "the generator made too few correct answers to mean anything"
 
 
 @given(st.text(alphabet="\\boxed{}34$. é角", max_size=400), st.sampled_from(TRUTHS))

@@ -17,7 +17,7 @@ import pytest
 from data_prep import benchmarks
 from data_prep.rows import open_rows
 from reward import justrl, sandbox
-from reward.comparison import RIGHT
+from reward.comparison import CORRECT
 from reward.robust import OUTCOMES, compute_score, judge
 from reward.sandbox import POOL
 from tests.conftest import ROOT
@@ -40,64 +40,70 @@ def boxed(answer: str) -> str:
 
 def test_labelled_cases():
     assert len(CASES) >= 300
-    wrong = [case for case in CASES if (judge(boxed(case["answer"]), case["truth"])[0] in RIGHT) != case["right"]]
+    wrong = [
+        case for case in CASES if (judge(boxed(case["answer"]), case["reference"])[0] in CORRECT) != case["correct"]
+    ]
     assert wrong == []
 
 
 def test_cases_cover_every_answer_type_in_both_directions():
-    from data_prep.reference_answers import TYPES
+    from reward.answers import TYPES
 
-    sides = {(case["type"], case["right"]) for case in CASES}
-    assert sides >= {(kind, right) for kind in TYPES for right in (True, False)}
+    sides = {(case["type"], case["correct"]) for case in CASES}
+    assert sides >= {(kind, correct) for kind in TYPES for correct in (True, False)}
 
 
-def mutations(truth: str) -> list[str]:
-    """Return wrong answers made of a truth: its sign, its first digit, its letters, a member more."""
-    digit = re.search(r"[1-9]", truth)
-    changed = [f"-({truth})" if truth.strip("0") else "1", f"{truth}, 77"]
+def mutations(reference: str) -> list[str]:
+    """Return incorrect answers made of a reference answer: its sign, its first digit, its letters, a member more."""
+    digit = re.search(r"[1-9]", reference)
+    changed = [f"-({reference})" if reference.strip("0") else "1", f"{reference}, 77"]
     if digit:
         other = str(int(digit.group()) % 9 + 1)
-        changed.append(truth[: digit.start()] + other + truth[digit.end() :])
-        changed.append(truth[: digit.start()] + "7" + truth[digit.start() :])
+        changed.append(reference[: digit.start()] + other + reference[digit.end() :])
+        changed.append(reference[: digit.start()] + "7" + reference[digit.start() :])
     return changed
 
 
 @pytest.mark.slow
-def test_every_gold_matches_itself_and_no_mutation(shared_data, tmp_path):
+def test_every_reference_answer_matches_itself_and_no_mutation(shared_data, tmp_path):
     benchmarks.prepare(str(shared_data / "bench"), tmp_path, list(benchmarks.BENCHMARKS))
     rows = [row for task in benchmarks.BENCHMARKS for row in open_rows(tmp_path / f"{task}.parquet").read().to_pylist()]
-    accepted, unread, asked = [], set(), 0
+    accepted, unread, compared = [], set(), 0
     for row in rows:
-        truth, extra = row["reward_model"]["ground_truth"], row["extra_info"]
-        for written in (truth, f" {truth} ", f"{truth}.", truth.replace(" ", " ~ ")):
-            assert judge(boxed(written), truth, extra["answer"])[0] in RIGHT, extra["index"]
-        for other in mutations(truth):
-            outcome, _ = judge(boxed(other), truth, extra["answer"])
-            asked += 1
-            if outcome in RIGHT:
-                accepted.append((extra["index"], truth, other))
+        reference, extra = row["reward_model"]["ground_truth"], row["extra_info"]
+        for written in (reference, f" {reference} ", f"{reference}.", reference.replace(" ", " ~ ")):
+            assert judge(boxed(written), reference, extra["answer"])[0] in CORRECT, extra["index"]
+        for other in mutations(reference):
+            outcome, _ = judge(boxed(other), reference, extra["answer"])
+            compared += 1
+            if outcome in CORRECT:
+                accepted.append((extra["index"], reference, other))
             elif outcome == "unusable_truth":
-                unread.add(truth)
-    assert asked > 6_000
+                unread.add(reference)
+    assert compared > 6_000
     assert accepted == []
     assert len(unread) == 5, "math-verify reads none of E_1, \\hbar, M_\\odot, m_\\max; they match as text alone"
 
 
-def test_a_reading_gives_order_tolerance_and_alternatives():
+def test_a_parsed_answer_gives_order_tolerance_required_count_and_interval():
     assert judge(boxed("2, 1"), "1, 2", {"type": "tuple"})[0] == "wrong"
     assert judge(boxed("(1,2)"), "1, 2", {"type": "tuple"})[0] == "equivalent"
     assert judge(boxed("41.77"), "41.8", {"type": "decimal", "tolerance": "0.05"})[0] == "equivalent"
     assert judge(boxed("41.7"), "41.8", {"type": "decimal", "tolerance": "0.05"})[0] == "wrong"
-    assert judge(boxed("42"), "41,42,43", {"type": "set", "asked": 1})[0] == "equivalent"
-    assert judge(boxed("44"), "41,42,43", {"type": "set", "asked": 1})[0] == "wrong"
+    assert judge(boxed("42"), "41,42,43", {"type": "set", "required_count": 1})[0] == "equivalent"
+    assert judge(boxed("44"), "41,42,43", {"type": "set", "required_count": 1})[0] == "wrong"
+    assert judge(boxed("42"), "41,42,43", {"type": "set", "asked": 1})[0] == "equivalent", "as files had it before"
+    assert judge(boxed("1<x<2"), "(1,2)", {"type": "interval"})[0] == "equivalent"
+    assert judge(boxed(r"1\le x<2"), "(1,2)", {"type": "interval"})[0] == "wrong"
+    assert judge(boxed("1<x<2"), "(1,2)", {"type": "tuple"})[0] == "wrong"
 
 
 def test_the_result_has_the_same_keys_for_every_outcome():
     for response in ("", boxed("1"), boxed("2"), boxed("9^{9^{9}}"), boxed(r"\frac{")):
         result = compute_score("any", response, "1", {"index": 3}, unknown=True)
-        assert list(result) == ["score", "acc", "pred", *(name for name in OUTCOMES if name not in RIGHT)]
+        assert list(result) == ["score", "acc", "pred", *(name for name in OUTCOMES if name not in CORRECT)]
         assert None not in result.values()
-        assert sum(result[name] for name in OUTCOMES if name not in RIGHT) == 1.0 - result["acc"]
+        assert sum(result[name] for name in OUTCOMES if name not in CORRECT) == 1.0 - result["acc"]
     assert compute_score("any", boxed("2"), "1", wrong=0.0)["score"] == 0.0
 
 
@@ -138,16 +144,16 @@ def arithmetic(request, monkeypatch):
 def test_hostile_responses_among_honest_ones(arithmetic):
     """2,048 responses of which 5 % are hostile, from 8 threads: each honest one is scored as it is alone."""
     rng = random.Random(0)
-    honest = [(case["answer"], case["truth"], case["right"]) for case in CASES if case["type"] != "hostile"]
+    honest = [(case["answer"], case["reference"], case["correct"]) for case in CASES if case["type"] != "hostile"]
     mix = [rng.choice(honest) for _ in range(1946)] + [(rng.choice(HOSTILE), "5", False) for _ in range(102)]
     rng.shuffle(mix)
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda item: judge(boxed(item[0]), item[1])[0], mix))
-    wrong = [(item, found) for item, found in zip(mix, outcomes, strict=True) if (found in RIGHT) != item[2]]
+    wrong = [(item, found) for item, found in zip(mix, outcomes, strict=True) if (found in CORRECT) != item[2]]
     assert wrong == []
     assert {POOL.ask(f"x+{i}", f"{i}+x") for i in range(2 * sandbox.WORKERS)} == {"equivalent"}
     assert judge(boxed(r"\frac{\sqrt3}{3}"), r"\frac{1}{\sqrt{3}}")[0] == "equivalent"
-    limits = {psutil.Process(worker.process.pid).rlimit(psutil.RLIMIT_AS) for worker in POOL.idle.queue}
+    limits = {psutil.Process(worker.process.pid).rlimit(psutil.RLIMIT_AS) for worker in POOL.idle.queue if worker}
     assert limits == {(sandbox.WORKER_BYTES, sandbox.WORKER_BYTES)}
     POOL.end()
     assert 0 < max(arithmetic) < sandbox.WORKER_BYTES
@@ -166,7 +172,7 @@ def test_a_worker_that_hangs_is_killed_at_its_deadline_and_replaced(monkeypatch)
     assert len(asked) == 1
 
 
-def test_another_data_sets_answer_is_no_reading():
+def test_another_data_sets_answer_is_no_parsed_answer():
     info = {"index": 0, "answer": "a worked solution #### 34"}
     assert compute_score("openai/gsm8k", boxed(" 34 "), "34", info)["acc"] == 1.0
 
@@ -182,7 +188,7 @@ def test_a_worker_that_cannot_start_is_an_error_at_first_and_a_crash_later(monke
 
 def test_a_worker_that_died_is_replaced():
     assert POOL.ask("x+y", "y+x") == "equivalent"
-    for worker in list(POOL.idle.queue):
+    for worker in filter(None, list(POOL.idle.queue)):
         worker.process.kill()
         worker.process.wait()
     assert POOL.ask("x+y", "y+x") == "equivalent"
@@ -225,7 +231,7 @@ import sys
 sys.path.insert(0, {root!r})
 from reward.sandbox import POOL
 POOL.ask("x+y", "y+x")
-print(POOL.idle.queue[0].process.pid, flush=True)
+print(POOL.idle.queue[-1].process.pid, flush=True)
 {end}
 """
 

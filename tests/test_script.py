@@ -15,10 +15,9 @@ from tests.test_processes import wait_until
 
 SCRIPT = str(ROOT / "run_justrl.sh")
 COMMANDS = [
-    "data_prep.demo.model",
+    "data_prep.demo",
     "data_prep.benchmarks",
     "data_prep.dapo",
-    "data_prep.demo.problems",
     "eval.generate",
     "eval.grade",
     "eval.report",

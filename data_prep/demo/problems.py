@@ -1,20 +1,16 @@
-"""Arithmetic problems in the recipe's row format, for a run that needs no download.
+"""Sums of two-digit numbers in the recipe's row format, drawn with a seed.
 
-python -m data_prep.demo.problems --output data/demo
-
-Writes `train.parquet` and `test.parquet`: sums of two-digit numbers, drawn with a fixed seed. No problem
-of the test set occurs in the training set, in either order of its terms.
+No problem of the test set occurs in the training set, in either order of its terms.
 """
 
-import argparse
 import random
 from pathlib import Path
 from typing import NamedTuple
 
-from common.command import run
 from data_prep.rows import row, write_rows
 
 DATA_SOURCE = "demo_arithmetic"
+TRAIN, TEST = 3584, 256  # problems, of 4,095 that there are
 
 
 class Problem(NamedTuple):
@@ -33,7 +29,7 @@ class Problem(NamedTuple):
 
     @property
     def worked(self) -> str:
-        """The right answer, worked out: ones first, then tens with the carry."""
+        """The correct answer, worked out: ones first, then tens with the carry."""
         (tens_a, ones_a), (tens_b, ones_b) = divmod(self.a, 10), divmod(self.b, 10)
         ones = ones_a + ones_b
         carry = ones // 10
@@ -41,7 +37,7 @@ class Problem(NamedTuple):
         return rf"{ones_a}+{ones_b}={ones}, {tens_a}+{tens_b}+{carry}={tens}. \boxed{{{self.answer}}}"
 
     def guess(self, rng: random.Random) -> str:
-        """An answer without any work, near the right one and never right."""
+        """An answer without any work, near the correct one and never correct."""
         offset = rng.choice([n for n in range(-12, 13) if n])
         return rf"\boxed{{{self.answer + offset}}}"
 
@@ -60,22 +56,9 @@ def split(train: int, test: int, seed: int) -> tuple[list[Problem], list[Problem
     return problems[test:], problems[:test]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--train", type=int, default=3584, help="training problems (default %(default)s)")
-    parser.add_argument("--test", type=int, default=256, help="test problems (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default %(default)s)")
-    args = parser.parse_args()
-    most = len(all_problems())
-    if args.train < 1 or args.test < 1 or args.train + args.test > most:
-        parser.error(f"--train and --test must be positive and no more than {most} together")
-    for name, problems in zip(("train", "test"), split(args.train, args.test, args.seed), strict=True):
+def write(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = 0) -> None:
+    for name, problems in zip(("train", "test"), split(train, test, seed), strict=True):
         rows = [row(DATA_SOURCE, p.text, str(p.answer), i, name) for i, p in enumerate(problems)]
-        path = args.output / f"{name}.parquet"
-        write_rows(path, rows, {"source": "data_prep.demo.problems", "seed": args.seed, "rows_in": len(rows)})
+        path = folder / f"{name}.parquet"
+        write_rows(path, rows, {"source": "data_prep.demo", "seed": seed, "rows_in": len(rows)})
         print(f"{path}: {len(rows)} problems")
-
-
-if __name__ == "__main__":
-    run(main)

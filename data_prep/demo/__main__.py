@@ -1,0 +1,27 @@
+"""The demo's problems and model, made on the spot: python -m data_prep.demo --data data/demo --model models/demo
+
+Writes `train.parquet` and `test.parquet`, sums of two-digit numbers, and a Qwen2 of half a million parameters that
+solves a minority of them, so that RL has something to do. The model is kept, and made again when its settings change.
+"""
+
+import argparse
+from pathlib import Path
+
+from common.command import run
+from data_prep.demo import model, problems
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m data_prep.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the problems")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--seed", type=int, default=0, help="of the problems, the weights and the order (%(default)s)")
+    args = parser.parse_args()
+    problems.write(args.data, seed=args.seed)
+    model.write(args.model, model.SETTINGS | {"seed": args.seed})
+
+
+if __name__ == "__main__":
+    run(main)
