@@ -36,6 +36,11 @@ def made_up_answer(reference: str, others: list[str], rng: random.Random) -> str
     return rng.choice([reference, rng.choice(rewritten), rng.choice(incorrect)])
 
 
+def unboxed(reference: str, task: str) -> str:
+    """Take AIME24's reference answers out of their boxes."""
+    return reference.removeprefix(r"\boxed{").removesuffix("}") if task == "AIME24" else reference
+
+
 def write_samples(bench: Path, folder: Path, fraction: float, seed: int = 0) -> list[tuple[str, str]]:
     """Write samples of a fraction of each benchmark's problems; return responses with their reference answers."""
     rng, pairs = random.Random(seed), []
@@ -46,9 +51,7 @@ def write_samples(bench: Path, folder: Path, fraction: float, seed: int = 0) -> 
         problems = problems[: max(1, round(fraction * benchmark.problems))]
         with open(folder / f"{task}.samples.jsonl", "w") as file:
             for problem, sample in itertools.product(problems, range(benchmark.samples)):
-                reference = problem["released"]
-                if task == "AIME24":
-                    reference = reference.removeprefix(r"\boxed{").removesuffix("}")
+                reference = unboxed(problem["released"], task)
                 answer = made_up_answer(reference, references, rng)
                 response = rf"{' '.join(rng.choices(VOCABULARY, k=WORDS))} The answer is $\boxed{{{answer}}}$."
                 record = {"task": task, "problem_id": problem["index"], "sample": sample, "seed": sample}

@@ -115,6 +115,7 @@ def select(pairs: list[Pair], conflicts: str = "drop") -> tuple[list[tuple[str, 
         The kept (problem, answer), what was dropped, and the conflicts, each with all answers and their rows.
     """
     dropped, listed, kept = Dropped(), [], []
+    example: dict[str, Any] | None
     duplicates: dict[str, list[Pair]] = defaultdict(list)
     for pair in sorted(pairs, key=lambda pair: (len(pair.problem), pair.problem, pair.answer or "")):
         dropped.add("exact copy", pair.rows - 1)

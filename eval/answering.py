@@ -64,6 +64,12 @@ async def answer_all(records: list[dict], engines: list, done: Callable[[dict, d
         waiting.put_nowait((record, 1))
     failed, lost = [], []
 
+    def retry(record: dict, tried: int, error: RequestFailed) -> None:
+        if tried < TRIES and not isinstance(error, Overflow):
+            waiting.put_nowait((record, tried + 1))
+        else:
+            failed.append((record, error))
+
     async def serve(engine) -> None:
         while True:
             record, tried = await waiting.get()
@@ -74,10 +80,7 @@ async def answer_all(records: list[dict], engines: list, done: Callable[[dict, d
                 lost.append(str(error))
                 return
             except RequestFailed as error:
-                if tried < TRIES and not isinstance(error, Overflow):
-                    waiting.put_nowait((record, tried + 1))
-                else:
-                    failed.append((record, error))
+                retry(record, tried, error)
             finally:
                 waiting.task_done()
 

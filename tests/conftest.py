@@ -58,6 +58,16 @@ def fork_server(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """For tests of a report's numbers: drawing takes most of its time."""
+    from common.files import write_text
+    from eval import report
+
+    for name in ("draw_scores", "draw_pass_at_k", "draw_lengths"):
+        monkeypatch.setattr(report, name, lambda _, path: write_text(path, ""))
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """The folder with the real benchmarks and one block of DAPO-Math-17k."""
     if not SHARED.is_dir():

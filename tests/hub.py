@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+def listing(files: dict[str, bytes]) -> list[dict]:
+    return [{"type": "file", "path": name, "size": len(body), "oid": "0"} for name, body in files.items()]
+
+
 @contextlib.contextmanager
 def local_hub(data_sets: dict[tuple[str, str], dict[str, bytes]]) -> Iterator[dict[str, str]]:
     """Serve files of data sets, (id, commit) to name to content; yield the environment that uses the server."""
@@ -27,18 +31,16 @@ def local_hub(data_sets: dict[tuple[str, str], dict[str, bytes]]) -> Iterator[di
 
         def do_GET(self):
             for (repo, commit), files in data_sets.items():
-                listing = [
-                    {"type": "file", "path": name, "size": len(body), "oid": "0"} for name, body in files.items()
-                ]
                 if self.path.startswith(f"/api/datasets/{repo}/tree/{commit}"):
-                    return self.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
+                    return self.answer(200, json.dumps(listing(files)).encode(), Content_Type="application/json")
                 if self.path.startswith(f"/api/datasets/{repo}/revision/{commit}"):
                     info = {"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
                     return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
-                for name, body in files.items():
-                    if self.path.startswith(f"/datasets/{repo}/resolve/{commit}/{name}"):
-                        etag = hashlib.sha256(body).hexdigest()
-                        return self.answer(200, body, ETag=f'"{etag}"', X_Repo_Commit=commit)
+                folder = f"/datasets/{repo}/resolve/{commit}/"
+                name = self.path.removeprefix(folder).partition("?")[0]
+                if self.path.startswith(folder) and name in files:
+                    etag = hashlib.sha256(files[name]).hexdigest()
+                    return self.answer(200, files[name], ETag=f'"{etag}"', X_Repo_Commit=commit)
             return self.answer(404, X_Error_Code="RepoNotFound")
 
         do_HEAD = do_GET

@@ -13,27 +13,26 @@ ROOT = Path(__file__).resolve().parent.parent
 RESPONSES = [r"so $\boxed{34}$.", r"so \boxed{ 34.0 }", r"so \boxed{x=\sqrt{1156}}", r"so \boxed{35}"]
 
 
-def main() -> None:
-    manager, folder = sys.argv[1:]
-    sys.path.insert(0, str(ROOT))
+def prepare(manager: str, folder: str):
+    """Save a tokenizer in a folder; returns it and a config for each reward."""
     from data_prep.demo.model import build_tokenizer
     from recipe.compose import compose
 
     tokenizer = build_tokenizer(300)
     tokenizer.save_pretrained(folder)
-    configs = [
-        compose(
-            "justrl_deepseek",
-            [
-                f"actor_rollout_ref.model.path={folder}",
-                f"reward.reward_manager.name={manager}",
-                f"reward.custom_reward_function.path={ROOT}/reward/{name}.py",
-                *(["++reward.custom_reward_function.reward_kwargs.shadow=true"] if name == "justrl" else []),
-            ],
-            "cpu",
-        )
-        for name in ("justrl", "robust")
-    ]
+    configs = []
+    for name in ("justrl", "robust"):
+        overrides = [f"actor_rollout_ref.model.path={folder}", f"reward.reward_manager.name={manager}"]
+        overrides.append(f"reward.custom_reward_function.path={ROOT}/reward/{name}.py")
+        if name == "justrl":
+            overrides.append("++reward.custom_reward_function.reward_kwargs.shadow=true")
+        configs.append(compose("justrl_deepseek", overrides, "cpu"))
+    return tokenizer, configs
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    tokenizer, configs = prepare(*sys.argv[1:])
     sys.path.remove(str(ROOT))
     import numpy as np
     import ray

@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.hub import local_hub
 from tests.test_dapo import command
 
-GOLDEN = json.loads((ROOT / "tests" / "cases" / "reference_answers.json").read_text())
+CASES = json.loads((ROOT / "tests" / "cases" / "reference_answers.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def test_the_table_is_the_papers():
 def test_golden_rows(prepared):
     rows = {row["extra_info"]["index"]: row for task in BENCHMARKS for row in rows_of(prepared, task)}
     assert len(rows) == 1646
-    assert {case["problem_id"].rsplit("-", 1)[0] for case in GOLDEN} == set(BENCHMARKS)
-    for case in GOLDEN:
+    assert {case["problem_id"].rsplit("-", 1)[0] for case in CASES} == set(BENCHMARKS)
+    for case in CASES:
         row = rows[case["problem_id"]]
         assert row["extra_info"]["released"] == case["released"]
         assert row["reward_model"]["ground_truth"] == case["ground_truth"]

@@ -18,14 +18,14 @@ from recipe.compose import compose
 from recipe.monitor.metrics import read_metrics
 
 
-def checkpoint(folder, step, parts=("data.pt", "actor/model.pt"), torn=()):
+def checkpoint(folder, step, parts=("data.pt", "actor/model.pt"), truncated=()):
     """Make a checkpoint folder of small zip archives, as torch writes them, some cut short."""
     for part in parts:
         path = folder / f"global_step_{step}" / part
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("data", "x" * 1000)
-        if part in torn:
+        if part in truncated:
             path.write_bytes(path.read_bytes()[:500])
 
 
@@ -61,8 +61,8 @@ def test_a_checkpoint_whose_line_was_never_written_is_not_used(tmp_path):
 def test_incomplete_checkpoints_are_skipped(tmp_path):
     checkpoint(tmp_path, 5)
     checkpoint(tmp_path, 10, parts=("actor/model.pt",))
-    checkpoint(tmp_path, 15, torn=("actor/model.pt",))
-    checkpoint(tmp_path, 20, torn=("data.pt",))
+    checkpoint(tmp_path, 15, truncated=("actor/model.pt",))
+    checkpoint(tmp_path, 20, truncated=("data.pt",))
     (tmp_path / TRACKER).write_text("")
     log(tmp_path / "metrics.jsonl", range(0, 21))
     assert complete_checkpoints(tmp_path) == [5]
@@ -99,7 +99,7 @@ def folders(path):
 def test_the_newest_complete_checkpoints_are_kept(tmp_path):
     for step in (5, 10, 15, 20):
         checkpoint(tmp_path, step)
-    checkpoint(tmp_path, 12, torn=("actor/model.pt",))
+    checkpoint(tmp_path, 12, truncated=("actor/model.pt",))
     checkpoint(tmp_path, 2, parts=("data.pt",))  # what verl's own retention leaves
     (tmp_path / "global_step_5_copy").mkdir()
     prune(tmp_path, 2, 20)
@@ -150,7 +150,7 @@ def test_a_checkpoint_beyond_the_metrics_is_set_aside_until_training_has_passed_
     assert reconciled(tmp_path)[0] == 5
     prune(tmp_path, 3, 5)
     assert folders(tmp_path) == ["discarded_global_step_10", "global_step_5"]
-    checkpoint(tmp_path, 10, torn=("actor/model.pt",))  # killed while it was written again
+    checkpoint(tmp_path, 10, truncated=("actor/model.pt",))  # killed while it was written again
     assert reconciled(tmp_path)[0] == 5
     prune(tmp_path, 3, 9)
     assert folders(tmp_path) == ["discarded_global_step_10", "global_step_10", "global_step_5"]

@@ -12,7 +12,7 @@ def test_a_step_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="no complete checkpoint to export"):
         export(tmp_path, None)
     checkpoint(tmp_path / "checkpoints", 5)
-    checkpoint(tmp_path / "checkpoints", 10, torn=("data.pt",))
+    checkpoint(tmp_path / "checkpoints", 10, truncated=("data.pt",))
     with pytest.raises(ValueError, match="no complete checkpoint of step 10; there are 5"):
         export(tmp_path, 10)
 

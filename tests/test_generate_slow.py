@@ -69,23 +69,27 @@ def nine(tmp_path_factory):
     return ["--model", "models/demo", "--bench", bench, "--samples", 1, "--max-tokens", 8]
 
 
+def generate_and_kill(command, folder, samples, engine_dies_at=None):
+    """Kill a sampling when its folder has so many samples, one of its two engines before; returns its process ids."""
+    run = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
+    if engine_dies_at:
+        wait_until(lambda: count(folder) > engine_dies_at or run.poll() is not None, SECONDS)
+        engines = [p for p in psutil.Process(run.pid).children(recursive=True) if "ray::Engine" in p.name()]
+        assert len(engines) == 2
+        engines[0].kill()
+    wait_until(lambda: count(folder) > samples or run.poll() is not None, SECONDS)
+    assert run.poll() is None, (folder / "generate.log").read_text()[-3000:]
+    recorded = json.loads((folder / "processes.json").read_text())["processes"].keys()
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    return set(recorded)
+
+
 def test_killed_twice_and_once_an_engine_it_ends_with_an_undisturbed_runs_samples(nine, command, tmp_path):
     folder, total = tmp_path / "killed", sum(benchmark.problems for benchmark in BENCHMARKS.values())
     generate = [sys.executable, "-m", "eval.generate", *map(str, nine), "--output", str(folder)]
-    left = set()
-    for workers, until, engine_dies in ((1, 200, False), (2, 700, True)):
-        log = folder / "generate.log"
-        run = subprocess.Popen([*generate, "--workers", str(workers)], cwd=ROOT, env=ENVIRONMENT)
-        if engine_dies:
-            wait_until(lambda: count(folder) > 400 or run.poll() is not None, SECONDS)  # noqa: B023
-            engines = [p for p in psutil.Process(run.pid).children(recursive=True) if "ray::Engine" in p.name()]
-            assert len(engines) == 2
-            engines[0].kill()
-        wait_until(lambda: count(folder) > until or run.poll() is not None, SECONDS)  # noqa: B023
-        assert run.poll() is None, log.read_text()[-3000:]
-        left |= json.loads((folder / "processes.json").read_text())["processes"].keys()
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
+    left = generate_and_kill([*generate, "--workers", "1"], folder, samples=200)
+    left |= generate_and_kill([*generate, "--workers", "2"], folder, samples=700, engine_dies_at=400)
     with open(folder / "Olympiad-Bench.samples.jsonl", "a") as file:
         file.write('{"task": "Olymp')
     there = count(folder)

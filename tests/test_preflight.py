@@ -47,9 +47,9 @@ def test_all_there(ready):
 
 def test_data(ready):
     assert "no such file" in problem(ready[1], "data.train_files=absent.parquet")
-    torn = ready[0] / "torn.parquet"
-    torn.write_bytes((ready[0] / "train.parquet").read_bytes()[:-50])
-    assert "truncated" in problem(ready[1], f"data.val_files={torn}")
+    truncated = ready[0] / "truncated.parquet"
+    truncated.write_bytes((ready[0] / "train.parquet").read_bytes()[:-50])
+    assert "truncated" in problem(ready[1], f"data.val_files={truncated}")
     write_rows(ready[0] / "few.parquet", [row("demo", "p", "1", 0, "train")], {})
     assert "lower data.train_batch_size to 1" in problem(ready[1], f"data.train_files={ready[0]}/few.parquet")
 

@@ -156,13 +156,18 @@ def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(fork_s
     assert "the vLLM engine died while it took new weights" in (folder / "train.log").read_text(errors="replace")
 
 
-def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, fork_server, tmp_path):
-    """The dry run: DAPO's rows with their template, AIME24, AIME25 and AMC23, by overrides alone."""
+def write_released_layout(shared_data, path):
+    """Write some rows of the training set with the template that the released file has."""
     import pandas as pd
 
     frame = pd.read_parquet(shared_data / "dapo-math-17k-one-block.parquet").head(2000)
     prompts = [[{"role": "user", "content": DAPO_PREFIX + p[0]["content"] + DAPO_SUFFIX}] for p in frame["prompt"]]
-    frame.assign(prompt=prompts).to_parquet(tmp_path / "raw.parquet")
+    frame.assign(prompt=prompts).to_parquet(path)
+
+
+def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, fork_server, tmp_path):
+    """The dry run: DAPO's rows with their template, AIME24, AIME25 and AMC23, by overrides alone."""
+    write_released_layout(shared_data, tmp_path / "raw.parquet")
     folder = experiment("test_dry_run")
     overrides = [
         "trainer.experiment_name=test_dry_run",
