@@ -173,16 +173,6 @@ def test_log_probs_are_summed_in_fp32_whatever_the_logits_are(rows, dtype):
     assert torch.equal(logits, kept), "the logits are read again, among others by the entropy"
 
 
-def test_verl_takes_them_where_flash_attn_is_missing():
-    from verl.utils import torch_functional
-
-    assert torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE is False
-    logits, labels = torch.randn(1, 6, 9, dtype=torch.float64), torch.randint(9, (1, 6))
-    expected = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
-    torch.testing.assert_close(torch_functional.logprobs_from_logits(logits, labels), expected)
-    assert torch_functional.logprobs_from_logits_v2 is log_probs
-
-
 MEMORY = """
 import resource, sys, torch
 from recipe.verl_plugins.log_probs import log_probs

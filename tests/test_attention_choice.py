@@ -3,10 +3,12 @@
 import re
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from recipe import attention as settings
 from recipe.compose import compose
+from recipe.verl_plugins.log_probs import log_probs
 
 
 @pytest.fixture
@@ -86,3 +88,15 @@ def test_a_torch_without_packed_attention_is_refused(monkeypatch):
     monkeypatch.setattr(settings, "has_varlen", lambda: False)
     with pytest.raises(ValueError, match="has no FlashAttention over packed sequences"):
         settings.check(compose("justrl_deepseek", [], "cuda"))
+
+
+def test_verl_takes_our_log_probs_where_flash_attn_is_missing():
+    from verl.utils import torch_functional
+
+    from recipe.verl_plugins import attention  # noqa: F401 - puts them in place
+
+    assert torch_functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE is False
+    logits, labels = torch.randn(1, 6, 9, dtype=torch.float64), torch.randint(9, (1, 6))
+    expected = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    torch.testing.assert_close(torch_functional.logprobs_from_logits(logits, labels), expected)
+    assert torch_functional.logprobs_from_logits_v2 is log_probs

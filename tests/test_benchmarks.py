@@ -20,7 +20,7 @@ from reward import robust
 from reward.answers import TYPES
 from tests.conftest import ROOT
 from tests.hub import local_hub
-from tests.test_dapo import command
+from tests.test_dapo_input import command
 
 CASES = json.loads((ROOT / "tests" / "cases" / "reference_answers.json").read_text())
 
