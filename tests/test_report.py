@@ -95,13 +95,13 @@ def test_the_report_shows_both_evaluations_and_the_difference(reported):
     assert "The data cannot tell the two apart on demo." in text
     p = table(reported, "step_3 minus base")["demo (avg@2, 4 problems)"]["p"]
     assert p == pytest.approx(2 / 8, abs=0.02), "two of the signs of three problems go as far"
-    for picture in ("curves", "scores", "pass_at_k", "lengths"):
+    for picture in ("curves", "details", "scores", "pass_at_k", "lengths"):
         assert (reported / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_page_needs_nothing_else(reported):
     page = (reported / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == page.count("<img") == 4
+    assert page.count("data:image/png;base64,") == page.count("<img") == 5
     assert "http" not in page.split("<body>")[1]
     assert "<b>" not in page, "a response is text"
 

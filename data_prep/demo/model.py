@@ -43,7 +43,11 @@ def build_tokenizer(vocab_size: int):
 
     texts = [f"{training_prompt(p.text)}\nsystem\nuser\nassistant\n{p.worked}" for p in all_problems()]
     tokenizer = Qwen2Tokenizer(model_max_length=MAX_POSITIONS).train_new_from_iterator(
-        texts, vocab_size, new_special_tokens=[TURN_START, TURN_END], initial_alphabet=ByteLevel.alphabet()
+        texts,
+        vocab_size,
+        new_special_tokens=[TURN_START, TURN_END],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.eos_token = TURN_END
     tokenizer.chat_template = CHATML

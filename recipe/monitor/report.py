@@ -17,7 +17,7 @@ from recipe.monitor.metrics import REWARD, format_metric, has_training, read_met
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 OURS, PAPER = COLOURS[0], "#e0a030"
-VALIDATION_PANEL = 3  # after reward, entropy and length
+MAIN = ("reward", "entropy", "length", "validation")  # the panels of the first figure
 MANY_STEPS = 100  # from here on a line is drawn without markers, and its running mean over it
 
 
@@ -40,8 +40,7 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
     if not trained:
         return None
     config = OmegaConf.load(run / "config.yaml")
-    figure = "curves.png" if folder == run else f"curves_{run.name}.png"
-    draw_curves(by_step, config, folder / figure)
+    figures = draw_figures(by_step, config, folder, "" if folder == run else f"_{run.name}")
     ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
     rows = compute_rows(ours, config, name)
     text = jinja2.Template(TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True).render(
@@ -50,7 +49,7 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
         seconds=sum(metrics["timing_s/step"] for metrics in trained),
         rewards=[format_metric(metrics, REWARD) for metrics in (trained[0], trained[-1])],
         attention=attention.requested(config),
-        figure=figure,
+        figures=figures,
         has_bands=has_bands(config),
         warnings=warnings(by_step, config),
         backbone=name,
@@ -68,15 +67,24 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
     return TrainingSection(text, table, ours | {"curves": curves, "budgets": BUDGETS})
 
 
-def draw_curves(by_step: dict[int, dict], config: DictConfig, path: Path) -> None:
-    """Draw every quantity that the run has, and its validation sets, over steps."""
+def draw_figures(by_step: dict[int, dict], config: DictConfig, folder: Path, ending: str) -> list[str]:
+    """Draw every quantity that the run has, and its validation sets, over steps; return the figures' names."""
+    curves = series(by_step, config)
+    names = {*curves, "validation"} if curves.keys() - QUANTITIES.keys() else {*curves}
+    rest = [name for name in QUANTITIES if name in names and name not in MAIN]
+    figures = {f"curves{ending}.png": [name for name in MAIN if name in names], f"details{ending}.png": rest}
+    drawn = [figure for figure, panel_names in figures.items() if panel_names]
+    for figure in drawn:
+        draw_curves(curves, figures[figure], config, folder / figure)
+    return drawn
+
+
+def draw_curves(curves: dict[str, dict[int, float]], names: list[str], config: DictConfig, path: Path) -> None:
+    """Draw a panel for each of these quantities; "validation" is all validation sets in one."""
     from matplotlib import ticker
 
-    curves, last = series(by_step, config), max(by_step)
-    names = [name for name in QUANTITIES if name in curves]
     sets = {name: values for name, values in curves.items() if name not in QUANTITIES}
-    if sets:
-        names.insert(VALIDATION_PANEL, "validation")
+    last = max(max(values) for values in curves.values())
     figure, axes = panels(len(names))
     for axis, name in zip(axes, names, strict=True):
         if name == "validation":
