@@ -113,6 +113,7 @@ def become(request_file: int, *files: int) -> None:
     os.environ[PYTHON_VARIABLE] = sys.executable
     os.chdir(request["folder"])
     tempfile.tempdir = None  # forget the server's
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     multiprocessing.set_executable(FORK)
     set_threads()
     run(without_interpreter_flags(request["arguments"]))
@@ -149,6 +150,7 @@ def run(arguments: list[str]) -> None:
 def fork_forever(path: str, *modules: str) -> None:
     """Import modules, then serve at the socket `path`; returns only in a fork that has run."""
     end_with_parent()
+    os.close(os.pidfd_open(os.getpid()))  # OSError here, before any client waits, where the kernel has no pidfd
     for module in modules:
         importlib.import_module(module)
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that forks share

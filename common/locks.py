@@ -45,7 +45,7 @@ def run_lock(folder: Path):
         text = lock.read().strip()
         reliable = locked is not None and not is_elsewhere(text)  # a file server may keep the lock of a dead machine
         if (reliable and not locked) or (not reliable and text and beats(path, text)):
-            raise RunInProgressError(f"a run is in progress in {folder}: {text}")
+            raise RunInProgressError(f"a run is in progress in {folder}: {text}; wait for it or end it")
         lock.truncate(0)
         lock.write(about_this_process())
         lock.flush()

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from common.files import write_text
+from common.forked_python import FORK
 from common.locks import run_lock
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
@@ -125,11 +127,33 @@ class ProcessRecord:
 
 def living_descendants() -> list[psutil.Process]:
     living = []
-    for process in psutil.Process().children(recursive=True):
+    for process in descendants(psutil.Process()):
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:
                 living.append(process)
     return living
+
+
+def descendants(process: psutil.Process) -> set[psutil.Process]:
+    """Find the descendants of a process, forks that they have from a fork server and those forks' own included."""
+    found = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found |= set(process.children(recursive=True))
+    for client in list(found):
+        for fork in forks_of(client):
+            found |= {fork, *descendants(fork)}
+    return found
+
+
+def forks_of(client: psutil.Process) -> list[psutil.Process]:
+    """Find the fork of a client of the fork server, by the pidfd that the client holds (proc(5), fdinfo)."""
+    forks = []
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        if FORK in client.cmdline():
+            for info in Path(f"/proc/{client.pid}/fdinfo").iterdir():
+                if match := re.search(r"^Pid:\t(\d+)$", info.read_text(), re.MULTILINE):
+                    forks.append(psutil.Process(int(match[1])))
+    return forks
 
 
 def end(processes: list[psutil.Process]) -> None:

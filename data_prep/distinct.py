@@ -15,6 +15,8 @@ COUNTED = pa.schema({"prompt": pa.string(), "answer": pa.string(), "rows": pa.in
 
 def as_text(column: pa.Array, name: str) -> pa.Array:
     """Return a column of text as plain strings; ValueError if it is not text, or not UTF-8."""
+    if pa.types.is_null(column.type):  # of JSON lines, where all are null
+        column = column.cast(pa.string())
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise ValueError(f"{name} is {column.type}; it must be text")

@@ -78,7 +78,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {first_line(error)}; is it whole?") from error
+        raise ValueError(f"{path}: cannot be read: {first_line(error)}; is it truncated?") from error
 
 
 def row_count(path: Path) -> int | None:
@@ -101,7 +101,8 @@ def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
             return
         lines = json_lines(path)
         while rows := list(islice(lines, BATCH_ROWS)):
-            yield pa.RecordBatch.from_pylist([{c: row[c] for c in columns if c in row} for row in rows])
+            names = [name for name in columns if any(name in row for row in rows)]
+            yield pa.RecordBatch.from_pylist([{name: row.get(name) for name in names} for row in rows])
 
 
 def records(path: Path) -> list[dict]:

@@ -1,9 +1,9 @@
 """Check every node of a run before anything heavy starts: python -m recipe.nodes CONFIG [key=value ...]
 
-A task on each node, by srun in a Slurm job and by Ray where RAY_ADDRESS names a cluster, reports what the node has.
+A task on each node reports what the node has: by srun in a Slurm job, by Ray where RAY_ADDRESS is set, else here.
 Prints a table. Exit status: 0 ready; 2 something is missing: one line says what and how to fix it.
 
-example: srun --jobid 1234 python -m recipe.nodes justrl_deepseek
+example, in a Slurm allocation: python -m recipe.nodes justrl_deepseek
 """
 
 import argparse
@@ -256,8 +256,10 @@ def look(config: DictConfig) -> list[dict]:
             return ask_by_ray(wanted, config)
         if int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) > 1:
             return ask_by_srun(wanted)
-        # Alone, Ray has the logical CPUs that recipe.train declares.
-        return [describe(wanted) | {"cpus": config.ray_kwargs.ray_init.num_cpus or ray_cpus_needed(config)}]
+        report = describe(wanted)
+        if not os.environ.get("SLURM_JOB_ID"):  # alone, Ray has the logical CPUs that recipe.train declares
+            report["cpus"] = config.ray_kwargs.ray_init.num_cpus or ray_cpus_needed(config)
+        return [report]
     finally:
         token.unlink()
 

@@ -135,7 +135,7 @@ def check_data(config: DictConfig) -> None:
     if steps < (config.trainer.total_training_steps or 0):
         raise ValueError(
             f"{rows} training rows and trainer.total_epochs={epochs} end after {steps} steps, "
-            f"before trainer.total_training_steps={config.trainer.total_training_steps}; raise the former"
+            f"before trainer.total_training_steps={config.trainer.total_training_steps}; raise trainer.total_epochs"
         )
 
 
@@ -149,7 +149,7 @@ def check_reward(config: DictConfig) -> None:
         raise ValueError(f"reward {path}: no such file; set reward.custom_reward_function.path")
     try:
         names = runpy.run_path(str(path))
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         raise ValueError(f"reward {path}: cannot be loaded: {type(error).__name__}: {error}") from error
     function = names.get(reward.name)
     if not callable(function):

@@ -1,8 +1,8 @@
 """Follow a run in the terminal: python -m recipe.watch outputs/justrl_deepseek [--once]
 
-Shows the newest values, the mean of the last five, the paper's band or score where the run is one of the paper's, and
-the warnings. Only reads the run's folder. Ends with Ctrl-C, or when the run is done; with --once, or where the output
-is not a terminal, it prints once and ends.
+Shows the newest values, the mean of the last five, the published band or score where the config is the paper's, and
+the warnings. Only reads the run's folder. Exits with Ctrl-C, or when the run is done; with --once, or where the output
+is not a terminal, it prints once and exits.
 """
 
 import argparse
@@ -44,7 +44,11 @@ def read_config(folder: Path) -> DictConfig:
     return config
 
 
-def headline(folder: Path, config: DictConfig, by_step: dict[int, dict]) -> str:
+def last_checkpoint(folder: Path) -> int:
+    return max(complete_checkpoints(folder / "checkpoints"), default=0)
+
+
+def headline(folder: Path, config: DictConfig, by_step: dict[int, dict], saved: int) -> str:
     total, holder, last = config.trainer.total_training_steps, lock_holder(folder), max(by_step, default=0)
     seconds = [step_seconds(metrics) for metrics in by_step.values() if has_training(metrics)]
     parts = [f"step {last} of {total or '?'}" if by_step else "no metrics yet"]
@@ -53,8 +57,7 @@ def headline(folder: Path, config: DictConfig, by_step: dict[int, dict]) -> str:
         parts += [f"{duration(seconds_left(seconds, total - last))} left"] if total else []
     state = "running" if holder.alive else "not running, ended abnormally" if holder.text else "not running"
     state += f" ({holder.text})" if holder.text else ""
-    saved = max(complete_checkpoints(folder / "checkpoints"), default="none")
-    return f"{folder.name}: {', '.join(parts)}; {state}; last complete checkpoint {saved}"
+    return f"{folder.name}: {', '.join(parts)}; {state}; last complete checkpoint {saved or 'none'}"
 
 
 def table(by_step: dict[int, dict], config: DictConfig) -> Table:
@@ -73,12 +76,12 @@ def table(by_step: dict[int, dict], config: DictConfig) -> Table:
     return shown
 
 
-def view(folder: Path, config: DictConfig, by_step: dict[int, dict]) -> Group:
+def view(folder: Path, config: DictConfig, by_step: dict[int, dict], saved: int) -> Group:
     messages = [f"{WARNING}{message}" for message in warnings(by_step, config)]
     if (hidden := len(messages) - WARNINGS_SHOWN) > 0:
         messages = [f"{hidden} earlier warnings are in {folder / 'train.log'}", *messages[hidden:]]
     tables = [table(by_step, config)] if by_step else []
-    return Group(Text(headline(folder, config, by_step)), *tables, *(Text(line, "yellow") for line in messages))
+    return Group(Text(headline(folder, config, by_step, saved)), *tables, *(Text(line, "yellow") for line in messages))
 
 
 def follow(folder: Path, console: Console) -> None:
@@ -89,7 +92,8 @@ def follow(folder: Path, console: Console) -> None:
             changed_at = path.stat().st_mtime_ns if path.exists() else 0
             if changed_at != read_at:
                 config, by_step, read_at = read_config(folder), read_metrics(path), changed_at
-            live.update(view(folder, config, by_step), refresh=True)
+                saved = last_checkpoint(folder)  # opens every file of every checkpoint
+            live.update(view(folder, config, by_step, saved), refresh=True)
             total = config.trainer.total_training_steps
             if total and max(by_step, default=0) >= total and not lock_holder(folder).alive:
                 return
@@ -99,12 +103,13 @@ def follow(folder: Path, console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, outputs/<experiment>")
-    parser.add_argument("--once", action="store_true", help="print once and end")
+    parser.add_argument("--once", action="store_true", help="print once and exit")
     args = parser.parse_args()
     config, console = read_config(args.run), Console()
     if args.once or not console.is_terminal:
         width = None if console.is_terminal else PIPE_WIDTH
-        Console(width=width).print(view(args.run, config, read_metrics(args.run / "metrics.jsonl")))
+        by_step = read_metrics(args.run / "metrics.jsonl")
+        Console(width=width).print(view(args.run, config, by_step, last_checkpoint(args.run)))
         return
     with contextlib.suppress(KeyboardInterrupt):  # how it is meant to be ended
         follow(args.run, console)

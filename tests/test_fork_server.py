@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from common.processes import descendants
 from tests.conftest import ROOT
 from tests.test_processes import wait_until
 
@@ -112,5 +113,15 @@ def test_a_dead_server_needs_no_client_to_end_its_processes(server):
     client.send_signal(signal.SIGSTOP)
     server[0].kill()
     wait_until(lambda: not psutil.pid_exists(pid))
+    client.kill()
+    client.wait()
+
+
+def test_a_fork_counts_as_a_descendant_of_its_clients_parent(server):
+    """A run ends what it started by this list, and the fork's parent is the server."""
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    client = subprocess.Popen([sys.executable, FORK, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
+    pid = int(client.stdout.readline())
+    assert {client.pid, pid} <= {process.pid for process in descendants(psutil.Process())}
     client.kill()
     client.wait()
