@@ -4,7 +4,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@600
-# The whole recipe, from an empty machine to a report; also the batch script of a Slurm job. --help says how.
+# The whole recipe, from an empty machine to a report; also the batch script of a Slurm job. see --help.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 [ -d recipe ] || cd "$SLURM_SUBMIT_DIR" # sbatch runs a copy of this file, from a folder of its own
@@ -46,7 +46,7 @@ names=$(python -m recipe.compose "${arguments[@]}" --get trainer.default_local_d
 run_folder=$(dirname "$checkpoints")
 mkdir -p "$run_folder"
 
-# Is it the paper's? What data and model need is looked at again when they are there.
+# Compares the config with the paper. Data and model are checked again when they are there.
 check=(python -m recipe.check "${arguments[@]}" "${allowed[@]}")
 "${check[@]}" --all --no-files >"$run_folder/check.txt" || { status=$? && cat "$run_folder/check.txt" && exit "$status"; }
 tail -n 1 "$run_folder/check.txt"

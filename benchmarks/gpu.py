@@ -108,7 +108,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"default: {' '.join(SECTIONS)}")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu"), help="folder (default %(default)s)")
-    parser.add_argument("--seconds", type=positive, default=LIMIT_SECONDS, help="for a section (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=positive, default=LIMIT_SECONDS, help="time limit per section (default %(default)s)"
+    )
     args = parser.parse_args()
     for name in args.sections:
         if name not in SECTIONS:

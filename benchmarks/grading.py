@@ -4,7 +4,7 @@ Makes the protocol's volume of samples from the benchmarks' reference answers (c
 responses of some 5,000 tokens), grades them with `eval.grade` on both tracks, and again, and compares with math-verify
 called on each whole response, as verl calls it, on a part of the same samples. Parts of the volume show the growth.
 
-example: python -m benchmarks.grading --bench data/bench --shares 0.1 --plain 200
+example: python -m benchmarks.grading --bench data/bench --fractions 0.1 --plain 200
 """
 
 import argparse
@@ -70,7 +70,9 @@ def grade(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", type=Path, required=True, help="folder of data_prep.benchmarks")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="of the volume (%(default)s)")
+    parser.add_argument(
+        "--fractions", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="fractions of the responses (%(default)s)"
+    )
     parser.add_argument("--plain", type=int, default=300, help="responses for math-verify (default %(default)s)")
     args = parser.parse_args()
     from math_verify import parse, verify
@@ -80,7 +82,7 @@ def main() -> None:
 
     print("responses  first grading per second   again   per second")
     with tempfile.TemporaryDirectory() as scratch:
-        for fraction in args.shares:
+        for fraction in args.fractions:
             folder = Path(scratch) / f"{fraction}"
             pairs = write_samples(args.bench, folder, fraction)
             first, again = (len(pairs) * per_second(grade, [(folder,)]) for _ in range(2))

@@ -17,7 +17,7 @@ from data_prep.normalise import canonical, words
 N = 8
 # A phrase of more than this many training problems says nothing about any of them.
 TEMPLATE_PROBLEMS = 10
-# Set on the pairs labelled in tests/cases/contamination.json, which the README says how well they separate.
+# Set on the labelled pairs of tests/cases/contamination.json; docs/data.md has the error rates.
 NEAR_SHARE = 0.4
 NUMBERS_SHARE = 0.75
 # With fewer n-grams than this, one sentence in common is most of the problem: only all of them make a copy.

@@ -275,7 +275,7 @@ def main() -> None:
         "--decontaminate",
         choices=("off", "report", "drop"),
         default="report",
-        help="training problems that are benchmark problems (default %(default)s)",
+        help="what to do with training problems that occur in a benchmark (default %(default)s)",
     )
     parser.add_argument("--repeat", type=positive, default=1, help="write this many blocks, as the release has 100")
     parser.add_argument("--tokenizer", help=f"model whose prompts over {PROMPT_LIMIT} tokens are counted")

@@ -50,14 +50,14 @@ class ModelSettings:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--revision", help="of a hub id: a commit, branch or tag")
+    parser.add_argument("--revision", help="commit, branch or tag of a hub model")
     parser.add_argument("--workers", type=positive, help="engines (default: one on every GPU, or one on a CPU)")
     parser.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs of one engine, on one node")
     parser.add_argument(
         "--endpoint",
         action="append",
         metavar="URL",
-        help="of an OpenAI-compatible server; repeatable. Start vLLM's with --generation-config vllm: else it adds "
+        help="URL of an OpenAI-compatible server; repeatable. Start vLLM's with --generation-config vllm: else it adds "
         "the model's own top-k and penalties to the protocol",
     )
 

@@ -3,8 +3,8 @@
 Reads every `<task>.samples.jsonl` in DIR, or the files that the official release publishes, and writes
 `<task>.grades.jsonl` and `scores.json`. The tracks are never mixed:
 
-  official        as the released grader's rule (eval/official.py); scores of this track compare with the paper
-  official+judge  the same, or the judge says A; only with --judge, and what the paper's table is
+  official        the released grader's rule (eval/official.py)
+  official+judge  official, or accepted by the judge; needs --judge; compare it with the paper's table
   strict-typed    what the reference answer means decides (eval/typed.py)
 
 What was graded or judged once is looked up in `grades.cache.jsonl` and `judgements.jsonl`.
@@ -112,10 +112,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with samples")
     parser.add_argument(
-        "--judge", dest="model", nargs="?", const=judge.DEFAULT, metavar="MODEL", help=f"default {judge.DEFAULT}"
+        "--judge",
+        dest="model",
+        nargs="?",
+        const=judge.DEFAULT,
+        metavar="MODEL",
+        help=f"also ask a judge about what the rule rejects (default model: {judge.DEFAULT})",
     )
     parser.add_argument(
-        "--audit", type=within(0, 1), default=0.05, help="fraction of accepted samples it sees (%(default)s)"
+        "--audit", type=within(0, 1), default=0.05, help="fraction of accepted samples that it audits (%(default)s)"
     )
     add_engine_arguments(parser)
     args = parser.parse_args()

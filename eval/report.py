@@ -105,12 +105,15 @@ def write(
     context, tables = evaluation_context(scores, folder, manifest, row) if scores else ({}, {})
     values = {name: table.rows for name, table in tables.items()}
     numbers = {"title": title, "units": UNITS, "tables": values} | ({"evaluations": scores} if scores else {})
-    trainings = {run.name: section for run in folders if (section := training_section(run, folder))}
-    for name, section in trainings.items():
+    trainings = [(run.name, section) for run in folders if (section := training_section(run, folder))]
+    for name, section in trainings:
         values[f"compute of {name}"] = section.compute_table
         numbers[f"training of {name}"] = section.numbers
     context |= {"tables": tables, "is_run": bool(alone and graded_checkpoints(alone))}
-    context |= {"trainings": trainings.values(), "examples": examples(list(found.values())[-1]) if found else []}
+    context |= {
+        "trainings": [section for _, section in trainings],
+        "examples": examples(list(found.values())[-1]) if found else [],
+    }
     text = render_markdown("report.md.j2", title=title, **context)
     write_text(folder / "report.md", text)
     write_text(folder / "report.html", render_page(title, text, folder))
@@ -120,9 +123,9 @@ def write(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a run or of an evaluation")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folder of a run or an evaluation")
     parser.add_argument("--output", type=Path, help="folder to write to; needed with several folders")
-    manifest = f"of the training set (default: {sections.MANIFEST}, where it exists)"
+    manifest = f"manifest of the training set (default: {sections.MANIFEST}, where it exists)"
     parser.add_argument("--manifest", type=Path, help=manifest)
     parser.add_argument("--published", metavar="MODEL", help="row of the paper's table to put the last model beside")
     args = parser.parse_args()

@@ -1,5 +1,6 @@
 """The tables of a report on evaluations, and what its text says beside them."""
 
+import os
 from pathlib import Path
 
 from common.json_lines import read_json
@@ -9,7 +10,7 @@ from eval.samples import PROTOCOL
 from eval.statistics import SIGNIFICANT, detectable_difference, holm, paired_mean_difference
 from eval.tables import Format, Table, interval_cell, signed_percent
 
-MANIFEST = Path("data/dapo/train.manifest.json")
+MANIFEST = Path(os.environ.get("JUSTRL_DATA") or "data", "dapo", "train.manifest.json")
 LENGTHS = ("mean", "p10", "p50", "p90", "p99")
 
 

@@ -1,7 +1,7 @@
 """Train a config through verl: python -m recipe.train demo [key=value ...]
 
 Checks the config against the paper and what the run needs, continues from the last checkpoint if there is one, prints
-a line per step and logs verl's own output. Files go to `outputs/<experiment_name>/`. Exit status: 0 done, 1 the run
+each step and logs verl's own output. Files go to `outputs/<experiment_name>/`. Exit status: 0 done, 1 the run
 failed or was interrupted, 2 wrong use. Paths are relative to the repository's root.
 
 example: python -m recipe.train justrl_deepseek trainer.nnodes=1 trainer.n_gpus_per_node=8
@@ -188,15 +188,15 @@ def train(config: DictConfig) -> int:
             print(f"ended {ended} stale processes of an earlier start")
         step = resume_step(config)
         if total and step >= total:
-            print(f"training is done: {folder} is at step {step}")
+            print(f"training already finished: {folder} has step {step}")
             return 0
         preflight.check_gpus_free(config)
         if step:
             check_ranks(Path(config.trainer.default_local_dir) / f"global_step_{step}", config)
         purge_tensorboard(folder / "tensorboard", step)
         with open(folder / "train.log", "a") as log:
-            log_start = log.tell()
             announce(config, step, log)
+            log_start = log.tell()
             status = supervise(config, step, record, log)
         return finish(config, status, log_start)
 
@@ -216,7 +216,7 @@ def finish(config: DictConfig, status: int, log_start: int) -> int:
         print(f"stopped on request, saved at step {step}; the same command continues", file=sys.stderr)
         return 1
     steps = len([m for m in read_metrics(folder / "metrics.jsonl").values() if has_training(m)])
-    print(f"training is done, {steps} steps")
+    print(f"training finished: {steps} steps")
     return 0
 
 

@@ -1,4 +1,4 @@
-# What run_justrl.sh, which sources this, was asked to do: config, only, setup_only, overrides and allowed.
+# The arguments of run_justrl.sh, which sources this: config, only, setup_only, overrides and allowed.
 # shellcheck shell=bash disable=SC2034
 
 usage() {
@@ -11,7 +11,7 @@ through verl, evaluates it again and writes a report. Every stage that is done i
 was interrupted continues from its last checkpoint.
 
   CONFIG            a config of recipe/config (default: demo)
-  --only STAGE      data, train, eval or report instead of all
+  --only STAGE      data, train, eval (after training) or report instead of all
   --setup-only      make the environment and stop
   --allow KEY       acknowledge a difference from the paper, as recipe.check lists them; may be repeated
   key=value         Hydra overrides for the training; they win over the config
@@ -20,7 +20,7 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_DAPO, JUSTRL_BENCH local copies of the training set and the benchmarks (default: the hub)
              JUSTRL_DATA               folder of prepared data (default: data)
              JUSTRL_EVAL               extra arguments for eval.generate
-             JUSTRL_JUDGE              model that eval.grade asks about what its rule rejects
+             JUSTRL_JUDGE              model that judges what the rule of eval.grade rejects
              JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
              JUSTRL_PYTHON_BIN         the Python to make the environment with
              JUSTRL_FLASH_ATTN=1|WHEEL builds flash-attn with the machine's CUDA toolkit, or installs a wheel of it

@@ -86,13 +86,13 @@ install_packages() {
   python=$(find_python)
   echo "environment: $requirements for Python $python into .venv"
   reason=$("$uv" venv --quiet --clear --python "$python" .venv 2>&1) ||
-    die "needs Python ${supported// / or } ($JUSTRL_DEVICE); none is here and uv could not bring one ($(cause "$reason")); install one, or name it by JUSTRL_PYTHON_BIN"
+    die "needs Python ${supported// / or } ($JUSTRL_DEVICE); found none, and uv could not download one ($(cause "$reason")); install one, or set JUSTRL_PYTHON_BIN"
   if [ "$JUSTRL_DEVICE" = cpu ]; then
     torch=$(grep -o '^torch==[^ ]*' "$requirements")
     # The +cpu build is not on PyPI: first the configured places, then PyTorch's own index.
     "${install[@]}" --no-index "$torch" 2>/dev/null ||
       reason=$("$uv" pip install --quiet --python .venv/bin/python --no-deps --default-index "$TORCH_INDEX" "$torch" 2>&1) ||
-      die "$torch for this Python is neither where pip is configured to look nor could $TORCH_INDEX be asked ($(cause "$reason"))"
+      die "$torch for this Python is not in the configured indexes of pip, and $TORCH_INDEX could not be reached ($(cause "$reason"))"
     "${install[@]}" -r "$requirements"
   else
     "${install[@]}" -r <(grep -v '^flash-attn==' "$requirements")

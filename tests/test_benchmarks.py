@@ -187,7 +187,7 @@ def test_wrong_sources_are_one_line(tmp_path, shared_data):
     path.parent.mkdir()
     shutil.copy(shared_data / "bench" / "AIME25" / "test.parquet", path)
     path.write_bytes(path.read_bytes()[:-30])
-    refused("is it whole")
+    refused("is it truncated")
     pq.write_table(pa.table({"question": ["q"]}), path)
     refused("lacks column 'solution'")
     pq.write_table(pa.table({"problem": ["q"], "solution": ["1"]}), path)

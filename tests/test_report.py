@@ -143,7 +143,7 @@ def test_one_evaluation_is_not_compared(tmp_path, no_pictures):
     folder = evaluation(tmp_path / "one", "m", {"demo": [0, 1, 1]})
     assert report.write([folder]) == folder
     text = (folder / "report.md").read_text()
-    assert "Only one evaluation is there" in text
+    assert "There is one evaluation" in text
     assert "against" not in text
 
 

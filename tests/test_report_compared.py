@@ -81,7 +81,7 @@ def test_a_row_can_be_named(tmp_path, no_pictures):
     report.write([folder], row="BroRL")
     text = (folder / "report.md").read_text()
     assert "## step_9 beside the published BroRL" in text
-    assert "no benchmark is here complete and with the paper's number of samples" in text
+    assert "no benchmark has all its problems and the paper's number of samples" in text
     with pytest.raises(ValueError, match="GPT: not in the paper's table, which has DeepSeek-R1"):
         report.write([folder], row="GPT")
 
@@ -99,7 +99,7 @@ def test_the_clean_part_leaves_out_what_the_manifest_lists(tmp_path, no_pictures
     assert [row["problems left out"] for row in clean.values()] == [1, 0, 1]
     manifest.write_text(json.dumps({"settings": {"decontaminate": "drop"}, "contamination": found}))
     report.write([folder], manifest=manifest)
-    assert "no problem of a benchmark is left in the training set" in (folder / "report.md").read_text()
+    assert "the training set contains no benchmark problem" in (folder / "report.md").read_text()
     manifest.write_text(json.dumps({"settings": {"decontaminate": "off"}}))
     with pytest.raises(ValueError, match="has none of these benchmarks"):
         report.write([folder], manifest=manifest)

@@ -115,9 +115,9 @@ def test_a_machine_without_gpus_headers_gets_a_python_that_has_them(set_up):
     [
         (
             {"fails": "venv", "version": "3.9"},
-            "needs Python 3.11 or 3.12 (cpu); none is here and uv could not bring one (dns e",
+            "needs Python 3.11 or 3.12 (cpu); found none, and uv could not download one (dns e",
         ),
-        ({"fails": "links index"}, "for this Python is neither where pip is configured to look nor could https://down"),
+        ({"fails": "links index"}, "for this Python is not in the configured indexes of pip, and https://down"),
         ({"JUSTRL_PYTHON_BIN": "python2"}, "JUSTRL_PYTHON_BIN=python2: is no Python 3.11 or 3.12"),
         ({"device": "tpu"}, "JUSTRL_DEVICE=tpu: use cpu or cuda"),
     ],
