@@ -147,13 +147,12 @@ def descendants(process: psutil.Process) -> set[psutil.Process]:
 
 def forks_of(client: psutil.Process) -> list[psutil.Process]:
     """Find the fork of a client of the fork server, by the pidfd that the client holds (proc(5), fdinfo)."""
-    forks = []
     with contextlib.suppress(psutil.NoSuchProcess, OSError):
         if FORK in client.cmdline():
-            for info in Path(f"/proc/{client.pid}/fdinfo").iterdir():
-                if match := re.search(r"^Pid:\t(\d+)$", info.read_text(), re.MULTILINE):
-                    forks.append(psutil.Process(int(match[1])))
-    return forks
+            texts = [info.read_text() for info in Path(f"/proc/{client.pid}/fdinfo").iterdir()]
+            ids = re.findall(r"^Pid:\t(\d+)$", "\n".join(texts), re.MULTILINE)
+            return [psutil.Process(int(pid)) for pid in ids]
+    return []
 
 
 def end(processes: list[psutil.Process]) -> None:
