@@ -20,6 +20,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -41,16 +42,23 @@ def hardware() -> dict:
     """Describe what the figures are measured on: GPUs, driver, processor, package versions, date."""
     found = machine.look()
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         "GPUs": [f"{gpu.name}, {gpu.total / machine.GIB:.0f} GiB" for gpu in found.gpus] or "none",
         "driver": found.driver or "none",
         "processor": f"{os.cpu_count()} cores of {model[0].partition(':')[2].strip() if model else platform.machine()}",
         "versions": {name: version(name) for name in PACKAGES if version(name) != "?"}
         | {"Python": platform.python_version()},
-        "commit": commit or "?",  # outside git
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def commit() -> str:
+    """Return the checkout's commit, "?" for a copy without one or a machine without git."""
+    if not shutil.which("git"):
+        return "?"
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or "?"
 
 
 def measure(name: str, section: Callable[[Bench], dict], bench: Bench) -> bool:

@@ -20,6 +20,7 @@ from recipe.verl_plugins.log_probs import log_probs  # noqa: E402
 
 LENGTHS = [700, 1, 333, 2048, 5]
 HEADS, KEY_HEADS, WIDTHS = 12, 2, (32, 128)  # of the backbones, and the demo's narrow heads
+TIMED = {"cpu": 256, "cuda": 16384}  # tokens of the one sequence that is timed
 LIMIT = 2e-2  # relative error of bf16 attention: its inputs have 8 bits
 ROWS, VOCABULARY = {"cpu": 256, "cuda": 4096}, 151936
 BLOCKS, FALLBACK = "log-probs in blocks", "log-probs, verl's fallback"
@@ -49,6 +50,23 @@ def attention_errors(kernel: str, where: str) -> dict[str, float]:
         wanted = with_gradients(reference_kernel, [tensor.float() for tensor in tensors], boundaries)
         errors[f"{kernel}, heads of {width}, relative error"] = max(map(relative_error, got, wanted))
     return errors
+
+
+def attention_seconds(kernel: str, where: str) -> dict[str, float]:
+    """Measure one layer's forward and backward pass over one sequence of the paper's length, best of 5."""
+    dtype = torch.float32 if where == "cpu" else torch.bfloat16
+    length, width = TIMED[where], WIDTHS[-1]
+    tensors = [torch.randn(length, h, width, device=where).to(dtype) for h in (HEADS, KEY_HEADS, KEY_HEADS)]
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    boundaries = torch.tensor([0, length], device=where).to(torch.int32)
+    seconds = []
+    for _ in range(5):
+        memory(where)
+        started = time.perf_counter()
+        KERNELS[kernel](*leaves, boundaries, length, width**-0.5).sum().backward()
+        memory(where)
+        seconds.append(time.perf_counter() - started)
+    return {f"{kernel}, {length:,} tokens, seconds": min(seconds)}
 
 
 def logits_and_labels(where: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,13 +106,16 @@ def main() -> int:
     errors: dict[str, float] = {}
     for kernel in packed_kernels(where):
         errors |= attention_errors(kernel, where)
+    timed: dict[str, float] = {}
+    for kernel in packed_kernels(where):
+        timed |= attention_seconds(kernel, where)
     ours, found = log_prob_figures(log_probs, BLOCKS, where)
     theirs, _ = log_prob_figures(fallback_log_probs, FALLBACK, where)
     rows = zip(*logits_and_labels(where), strict=True)
     exact = torch.stack([row.double().log_softmax(-1)[label] for row, label in rows])
     errors[f"{BLOCKS}, relative error"] = relative_error(found, exact)
     ratio = theirs[f"{FALLBACK}, seconds"] / ours[f"{BLOCKS}, seconds"]
-    print(json.dumps(errors | ours | theirs | {f"{FALLBACK} over blocks": ratio}), flush=True)
+    print(json.dumps(errors | timed | ours | theirs | {f"{FALLBACK} over blocks": ratio}), flush=True)
     wrong = [name for name, error in errors.items() if not error < LIMIT]
     if wrong:
         print(f"benchmarks.gpu_kernels: wrong: {', '.join(wrong)}", file=sys.stderr)
