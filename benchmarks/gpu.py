@@ -6,8 +6,8 @@ downloaded: the models are the demo's and one of the backbone's shape with rando
 run small, on the CPU.
 
   kernels     attention and log-probabilities against fp32                                                 1 min
-  demo        the demo, 8 steps                                                                            4 min
-  long        a step at the 1.5B shape, all responses of the longest length: seconds by part, memory       6 min
+  demo        the demo, 8 steps                                                                            6 min
+  long        a step at the 1.5B shape, all responses of the longest length: seconds by part, memory       7 min
   two         two demos on one GPU, one is killed and continues                                            5 min
   evaluation  eval.generate on the demo's model and at the 1.5B shape                                      4 min
   attention   the same step of 2,048-token responses with each attention that the machine has              8 min

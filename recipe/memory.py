@@ -1,8 +1,8 @@
 """The memory of a GPU during a step, by phase and part: a model of what verl 0.9.1 allocates, read in its source.
 
 FSDP shards fp32 weights, gradients and Adam's moments over all GPUs and computes in bf16, gradients are checkpointed,
-log-probabilities and entropy are computed in blocks, and vLLM sleeps while the model is trained. No part was
-compared with a measurement yet (docs/gpu.md).
+log-probabilities and entropy are computed in blocks, and vLLM sleeps while the model is trained. On one H100 the peak
+of the update and of all phases together were 5 % and 1 % below this model (docs/gpu.md).
 """
 
 import json

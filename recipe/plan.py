@@ -3,9 +3,10 @@
 example: python -m recipe.plan justrl_deepseek --gpus 8 --gpu H100-80GB [key=value ...]
 
 Training is counted in FLOPs against the GPU's peak, generation in the bytes that decoding must read against its memory
-bandwidth; two utilizations turn them into seconds. Without a measurement, that of training is assumed and that of
-generation is fitted to the paper's run, 296 s per step on 32 A800; --measured FILE takes both from benchmarks.gpu on
-your GPUs. Low and high vary what is not measured, and the length of the responses. `recipe.memory` estimates memory.
+bandwidth; two utilizations turn them into seconds. Both were measured on one H100 (docs/gpu.md), also used for the H200.
+For other GPUs that of training is assumed and that of generation is fitted to the paper's run, 296 s per step on 32 A800.
+--measured FILE takes both from benchmarks.gpu on your GPUs. Low and high vary what is not measured, and the length of
+the responses. `recipe.memory` estimates memory.
 """
 
 import argparse
@@ -66,6 +67,10 @@ SCENARIOS = {
     "expected": (0.315, Utilization(0.156, 0.35)),
     "high": (0.39, Utilization(0.12, 0.25)),
 }
+# One step of 32 responses of 15,360 tokens on one H100, 2026-11-27, verl 0.9.1, vLLM 0.24.0, torch 2.11.0: docs/gpu.md.
+H100 = Utilization(0.50, 0.215)
+MEASURED = {"H100-80GB": H100, "H200": H100}  # an H200 is the same chip with more and faster memory
+HIGH = 0.75  # assumed: how much of that is left at worst with more GPUs, and with more and shorter responses
 SQUARE = 1.4  # assumed: mean square length over squared mean length, as of a log-normal with sigma 0.58
 
 
@@ -145,6 +150,20 @@ def scenario(config: DictConfig, gpu: GPUType, cache: float, mean: float, reache
     }
 
 
+def scenario_utilization(name: str, gpu: str, measured: Utilization | None) -> Utilization:
+    """Return the utilization in a scenario: the user's measurement, else the one of docs/gpu.md, else assumed."""
+    if measured or gpu not in MEASURED:
+        return measured or SCENARIOS[name][1]
+    scale = HIGH if name == "high" else 1.0
+    return Utilization(*(scale * fraction for fraction in MEASURED[gpu]))
+
+
+def source(gpu: str, measured: bool) -> str:
+    if measured:
+        return "measured"
+    return "measured on one H100, see docs/gpu.md" if gpu in MEASURED else "assumed"
+
+
 def estimate(config: DictConfig, gpu: str, gpus: int, measured: Utilization | None = None) -> Estimate:
     """Estimate what a composed config costs on `gpus` GPUs of a type; ValueError if it cannot run on them."""
     trainer, shape = config.trainer, model_shape(config.actor_rollout_ref.model.path)
@@ -159,13 +178,14 @@ def estimate(config: DictConfig, gpu: str, gpus: int, measured: Utilization | No
     longest_sequence = config.actor_rollout_ref.rollout.max_model_len * token_bytes(shape)
     saved = trainer.total_training_steps // trainer.save_freq if trainer.save_freq > 0 else 0
     kept = min(saved, (trainer.max_actor_ckpt_to_keep or saved) + 2)  # the best, and one is being written
+    scenarios = {}
+    for name, (fraction, _) in SCENARIOS.items():
+        reached = scenario_utilization(name, gpu, measured)
+        scenarios[name] = scenario(config, GPUS[gpu], cache, fraction * config.data.max_response_length, reached)
     return Estimate(
         parameters=parameters(shape),
         steps=trainer.total_training_steps,
-        scenarios={
-            name: scenario(config, GPUS[gpu], cache, fraction * config.data.max_response_length, measured or assumed)
-            for name, (fraction, assumed) in SCENARIOS.items()
-        },
+        scenarios=scenarios,
         memory_bytes=memory,
         needed_bytes=needed(memory),
         fits=cache >= longest_sequence and needed(memory) <= GPUS[gpu].gib * GIB,
@@ -181,7 +201,7 @@ def summary(cost: Estimate, gpu: str, measured: bool) -> str:
     return f"""{cost.parameters / 1e9:.2f} billion parameters, {cost.steps:,} steps
 
 {pd.DataFrame(cost.scenarios).to_string(**form)}
-utilization: {"measured" if measured else "assumed"}
+utilization: {source(gpu, measured)}
 
 GiB per GPU, by phase:
 {memory.to_string(**form)}

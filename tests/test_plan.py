@@ -14,6 +14,7 @@ from recipe.memory import GIB, model_shape, parameters, phases
 from recipe.paper import BACKBONES
 from recipe.plan import (
     GPUS,
+    MEASURED,
     Estimate,
     Lengths,
     Utilization,
@@ -152,10 +153,13 @@ def test_measured_utilizations_take_the_place_of_assumed_ones(tmp_path):
     assert found == pytest.approx(reached)
     path = tmp_path / "long.json"
     path.write_text(json.dumps({"gpu": "H100-80GB", "utilization": found._asdict()}))
-    assumed = planned(8, "H100-80GB")
+    assumed = planned(8, "A100-80GB")
     measured = estimate(compose("justrl_deepseek", [], "cuda"), "H100-80GB", 8, read_measured(path, "H100-80GB"))
     spread = [cost.scenarios["high"]["days"] / cost.scenarios["low"]["days"] for cost in (assumed, measured)]
     assert spread[1] < spread[0] / 1.5, "what is measured is no reason for a range"
+    published = planned(8, "H100-80GB").scenarios
+    assert published["expected"]["generation, % of bandwidth"] == 100 * MEASURED["H100-80GB"].generation
+    assert published["high"]["training, % of FLOP/s"] < published["low"]["training, % of FLOP/s"]
     with pytest.raises(ValueError, match="was measured on H100-80GB, not H200"):
         read_measured(path, "H200")
     path.write_text("{}")
