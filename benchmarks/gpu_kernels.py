@@ -56,14 +56,16 @@ def attention_seconds(kernel: str, where: str) -> dict[str, float]:
     """Measure one layer's forward and backward pass over one sequence of the paper's length, best of 5."""
     dtype = torch.float32 if where == "cpu" else torch.bfloat16
     length, width = TIMED[where], WIDTHS[-1]
-    tensors = [torch.randn(length, h, width, device=where).to(dtype) for h in (HEADS, KEY_HEADS, KEY_HEADS)]
-    leaves = [tensor.requires_grad_() for tensor in tensors]
+    query, key, value = (
+        torch.randn(length, heads, width, device=where).to(dtype).requires_grad_()
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    )
     boundaries = torch.tensor([0, length], device=where).to(torch.int32)
     seconds = []
     for _ in range(5):
         memory(where)
         started = time.perf_counter()
-        KERNELS[kernel](*leaves, boundaries, length, width**-0.5).sum().backward()
+        KERNELS[kernel](query, key, value, boundaries, length, width**-0.5).sum().backward()
         memory(where)
         seconds.append(time.perf_counter() - started)
     return {f"{kernel}, {length:,} tokens, seconds": min(seconds)}

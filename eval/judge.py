@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from common.command import Failure
-from common.json_lines import drop_truncated, format_line, read_lines
+from common.json_lines import drop_damaged, format_line, read_lines
 from common.models import model_digest
 from data_prep.prompt import BOXED_SENTENCE
 from eval.answering import answer, tokenize
@@ -65,7 +65,7 @@ def ask(questions: Iterable[Question], folder: Path, model: ModelSettings) -> di
         Failure: some questions were not answered.
     """
     path, judge = folder / "judgements.jsonl", [model.model, model.revision, model_digest(model.model), PROMPT_VERSION]
-    drop_truncated(path)
+    drop_damaged(path)
     listed = read_lines(path)[0] if path.exists() else []
     known = {Question(*line["question"]): line["verdict"] for line in listed if line["judge"] == judge}
     unknown = [question for question in dict.fromkeys(questions) if question not in known]

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from common.json_lines import read_lines
+from common.json_lines import name_lines, read_lines
 from data_prep.benchmarks import BENCHMARKS
 
 ENDING = ".samples.jsonl"
@@ -36,10 +36,12 @@ def sample_files(folder: Path) -> dict[str, Path]:
 
 
 def read_samples(path: Path, task: str | None = None) -> list[dict]:
-    """Read a samples file, in either format, as ours; truncated lines are left out with a note."""
-    records, truncated = read_lines(path)
-    if truncated:
-        print(f"{path}: {truncated} truncated lines left out", file=sys.stderr)
+    """Read a samples file, in either format, as ours; damaged lines are left out with a note."""
+    records, damaged = read_lines(path)
+    if damaged and not records:
+        raise ValueError(f"{name_lines(path, damaged)}; is it a samples file?")
+    if damaged:
+        print(f"{name_lines(path, damaged)}; left out", file=sys.stderr)
     task = task or path.name.removesuffix(ENDING)
     try:
         if records and "example_id" in records[0]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import digest
-from common.json_lines import drop_truncated, read_json
+from common.json_lines import damaged_path, drop_damaged, name_lines, read_json
 from common.models import model_digest
 from data_prep.benchmarks import BENCHMARKS
 from data_prep.prompt import evaluation_prompt, training_prompt
@@ -94,8 +94,8 @@ def check_fingerprint(path: Path, settings: dict) -> None:
 
 def without_done(wanted: list[dict], path: Path, settings: dict) -> list[dict]:
     """Leave out the samples that are in a file already; ValueError if other settings made it, or it is damaged."""
-    if truncated := drop_truncated(path):
-        print(f"  {path}: {truncated} truncated lines dropped; those samples are generated again")
+    if damaged := drop_damaged(path):
+        print(f"  {name_lines(path, damaged)}; moved to {damaged_path(path)}, those samples are generated again")
     done = {(record["problem_id"], record["sample"]) for record in (read_samples(path) if path.exists() else [])}
     if done:
         check_fingerprint(path.with_name(f"{settings['task']}.meta.json"), settings)

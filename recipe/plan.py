@@ -3,8 +3,8 @@
 example: python -m recipe.plan justrl_deepseek --gpus 8 --gpu H100-80GB [key=value ...]
 
 Training is counted in FLOPs against the GPU's peak, generation in the bytes that decoding must read against its memory
-bandwidth; two utilizations turn them into seconds. Both were measured on one H100 (docs/gpu.md), also used for the H200.
-For other GPUs that of training is assumed and that of generation is fitted to the paper's run, 296 s per step on 32 A800.
+bandwidth; two utilizations turn them into seconds. For H100 and H200 both were measured on one H100 (docs/gpu.md). For
+other GPUs that of training is assumed, and that of generation is fitted to the paper's run, 296 s per step on 32 A800.
 --measured FILE takes both from benchmarks.gpu on your GPUs. Low and high vary what is not measured, and the length of
 the responses. `recipe.memory` estimates memory.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.files import digest
-from common.json_lines import drop_truncated
+from common.json_lines import drop_damaged
 from common.models import model_digest
 from data_prep.benchmarks import BENCHMARKS, benchmark_row, read_pairs
 from eval import judge, official, typed
@@ -82,11 +82,11 @@ def test_truncated_lines_are_left_out_and_dropped(tmp_path, capsys):
     whole = path.read_text()
     path.write_text(whole + whole[:30])
     assert len(read_samples(path)) == 2
-    assert "1 truncated lines left out" in capsys.readouterr().err
-    assert drop_truncated(path) == 1
+    assert "line 3: is truncated; left out" in capsys.readouterr().err
+    assert [line.number for line in drop_damaged(path)] == [3]
     assert path.read_text() == whole
     path.write_text(whole.rstrip("\n"))
-    assert drop_truncated(path) == 0
+    assert drop_damaged(path) == []
     assert path.read_text() == whole, "what is appended next starts a line of its own"
 
 
@@ -100,7 +100,7 @@ def test_duplicate_and_foreign_lines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks 'problem_id'"):
         read_samples(path)
     path.write_text("[1]\n")
-    with pytest.raises(ValueError, match="where an object should be"):
+    with pytest.raises(ValueError, match="line 1: is no JSON object; is it a samples file"):
         read_samples(path)
 
 
@@ -163,7 +163,7 @@ def test_samples_of_other_settings_are_not_mixed(tmp_path):
     settings = {"model": "m", "revision": None, "files": None, "endpoint": False, "problems": "d"}
     settings |= {"prompt": "training", "temperature": 0.7, "top_p": 0.9, "max_tokens": 8, "base_seed": 0}
     path = tmp_path / "t.meta.json"
-    with pytest.raises(ValueError, match="missing or truncated"):
+    with pytest.raises(ValueError, match="missing or damaged"):
         check_fingerprint(path, settings)
     path.write_text(json.dumps(settings))
     check_fingerprint(path, settings)

@@ -96,7 +96,7 @@ def test_killed_twice_and_once_an_engine_it_ends_with_an_undisturbed_runs_sample
 
     status, output, errors = command("generate", *nine, "--output", folder)
     assert status == 0, errors
-    assert "1 truncated lines dropped" in output
+    assert "is truncated; moved to" in output
     assert f"  {total - there} samples of models/demo" in output, "what is on disk is not generated again"
     assert not [pid for pid in left if psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != "zombie"]
     assert len(samples(folder)) == total
