@@ -80,7 +80,7 @@ data() {
 
 # evaluate MODEL NAME
 evaluate() {
-  python -m eval.generate --model "$1" --bench "$bench" --output "$run_folder/eval/$2" "${evaluation[@]}" "${extra[@]}"
+  python common/forked_python.py -m eval.generate --model "$1" --bench "$bench" --output "$run_folder/eval/$2" "${evaluation[@]}" "${extra[@]}"
   python -m eval.grade "$run_folder/eval/$2" ${JUSTRL_JUDGE:+--judge "$JUSTRL_JUDGE"}
 }
 

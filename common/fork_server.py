@@ -10,6 +10,7 @@ multiprocessing has a fork server too, for functions of one program: it passes o
 directory, and no signals. Only for the CPU platform: a process that has used a GPU must not be forked.
 """
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -31,6 +32,7 @@ from common.forked_python import FORK, PYTHON_VARIABLE
 from common.processes import end_with_parent
 
 MOST_FILES = 253  # that the kernel passes in one message
+exit_status = 1  # of a fork, until it has run to its end: that of an uncaught exception
 
 
 class Fork(NamedTuple):
@@ -147,14 +149,29 @@ def run(arguments: list[str]) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
+def leave_early() -> None:
+    """End a fork before Python takes its modules apart, which takes time and has Triton list all its types as leaks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_status)
+
+
 def fork_forever(path: str, *modules: str) -> None:
     """Import modules, then serve at the socket `path`; returns only in a fork that has run."""
+    global exit_status
+    atexit.register(leave_early)  # the first that is registered runs last
     end_with_parent()
     os.close(os.pidfd_open(os.getpid()))  # OSError here, before any client waits, where the kernel has no pidfd
     for module in modules:
         importlib.import_module(module)
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that forks share
-    become(*serve(path))
+    try:
+        become(*serve(path))
+        exit_status = 0
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            exit_status = error.code or 0
+        raise
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.command import Failure
 from common.command import run as run_command
+from common.forked_python import FORK
 from common.locks import run_lock
 from common.processes import end_with_parent
 from recipe.checkpoints import complete_checkpoints
@@ -37,7 +38,7 @@ def export(run: Path, step: int | None) -> Path:
     with run_lock(target.parent):
         aside = target.with_name(f".{target.name}")
         shutil.rmtree(aside, ignore_errors=True)  # of an export that was interrupted
-        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+        command = [sys.executable, FORK, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
         command += ["--local_dir", str(checkpoint / "actor"), "--target_dir", str(aside)]
         done = subprocess.run(command, capture_output=True, text=True, preexec_fn=end_with_parent)
         if done.returncode:
