@@ -44,8 +44,9 @@ class Fork(NamedTuple):
 def serve(path: str) -> list[int]:
     """Fork for each client of the socket at `path`; returns only in a fork, with the files that its client sent."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(64)
+    os.rename(f"{path}.new", path)  # who sees it can connect
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     while True:

@@ -15,6 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loaded")
 
+# As run_justrl.sh does: compiling what is imported takes half of each process's start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Ends a test that hangs; no wait of a test is shorter. A loaded machine may be ten times slower than an idle one.
+HANGING_SECONDS = 3600
+
 SHARED = ROOT.parent / "shared" / "data"
 
 
