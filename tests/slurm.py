@@ -234,9 +234,9 @@ class Slurm:
 
 
 @pytest.fixture
-def slurm(tmp_path_factory):
-    """A cluster of two nodes."""
+def slurm(tmp_path_factory, request):
+    """A cluster of two nodes; a test's parameter is the seconds after which it takes a silent node for dead."""
     if reason := missing():
         pytest.skip(reason)
-    with Slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+    with Slurm(tmp_path_factory.mktemp("slurm"), silent=getattr(request, "param", 300)) as cluster:
         yield cluster

@@ -114,6 +114,7 @@ def test_before_the_time_limit_it_saves_and_goes_back_into_the_queue(slurm, stub
     assert f"Slurm job {job} on n[1-2], requeued 1 times" in said
 
 
+@pytest.mark.parametrize("slurm", [20], indirect=True)
 def test_when_its_first_node_dies_the_job_is_requeued_and_finds_the_node_at_another_address(slurm, stub):  # noqa: F811
     folder, _ = stub
     job, out = submit(slurm, stub)
