@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from common.processes import RAY_PATIENCE
+
 ROOT = Path(__file__).resolve().parent.parent
 # A loaded machine may stall in the middle of an example; no test asserts wall-clock time.
 settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -19,6 +21,7 @@ settings.load_profile("loaded")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+os.environ.update(RAY_PATIENCE | os.environ)
 # Ends a test that hangs; no wait of a test is shorter. A loaded machine may be ten times slower than an idle one.
 HANGING_SECONDS = 3600
 

@@ -102,6 +102,7 @@ def ray_cluster(fork_server, tmp_path):
     """A Ray cluster of two nodes on this machine: the environment, its address and its dashboard's."""
     port, dashboard, client = (free_port() for _ in range(3))
     env = fork_server | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_USAGE_STATS_ENABLED": "0"}
+    env |= {"RAY_START_HOOK": "common.ray_start.prepare_ray_start", "PYTHONPATH": str(ROOT)}
     ray = [str(ROOT / ".venv" / "bin" / "ray"), "start", "--block", "--num-cpus=8", "--num-gpus=1"]
     head = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     nodes = []

@@ -126,10 +126,10 @@ def test_of_two_runs_at_once_one_survives_the_others_lost_engine(fork_server):
     for folder in folders:
         train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        steps = "trainer.total_training_steps=30"
+        steps = "trainer.total_training_steps=16"
         runs.append(subprocess.Popen([*train, steps], cwd=ROOT, env=fork_server, **pipes))
     lost, kept = runs
-    wait_until(lambda: 12 in read_metrics(folders[0] / "metrics.jsonl"), *runs)
+    wait_until(lambda: 4 in read_metrics(folders[0] / "metrics.jsonl"), *runs)
     server, worker = (logged_process(folders[0], name) for name in ("vLLMHttpServer", "WorkerDict"))
     wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), lost)
     server.kill()
@@ -138,7 +138,7 @@ def test_of_two_runs_at_once_one_survives_the_others_lost_engine(fork_server):
     assert "training failed: ray.exceptions.ActorDiedError" in output
     output, _ = kept.communicate(timeout=HANGING_SECONDS)
     assert kept.returncode == 0, output
-    assert max(read_metrics(folders[1] / "metrics.jsonl")) == 30
+    assert max(read_metrics(folders[1] / "metrics.jsonl")) == 16
 
 
 def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(fork_server):
@@ -148,7 +148,7 @@ def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(fork_s
     train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     run = subprocess.Popen([*train, "trainer.total_training_steps=30"], cwd=ROOT, env=fork_server, **pipes)
-    wait_until(lambda: 5 in read_metrics(folder / "metrics.jsonl"), run)
+    wait_until(lambda: 2 in read_metrics(folder / "metrics.jsonl"), run)
     core, worker = (logged_process(folder, name) for name in ("EngineCore", "WorkerDict"))
     wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), run)
     core.suspend()
