@@ -36,7 +36,7 @@ ROOT_CHARACTERS = 40
 # for its answer, without which a response is lost, 600 until vLLM has loaded its model.
 RAY_PATIENCE = {
     "RAY_gcs_server_port_wait_time_s": "600",
-    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_raylet_start_wait_time_s": "5",  # between looks whether it lives (common/ray_start.py)
     "RAY_agent_register_timeout_ms": "600000",
     "RAY_worker_register_timeout_seconds": "1800",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600",

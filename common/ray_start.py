@@ -9,18 +9,12 @@ import contextlib
 import os
 import random
 import socket
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 from common.processes import RAY_PATIENCE, python_path
 
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 PORTS = range(10_000, 30_000)  # below those that Linux gives to connections, which may take a free one any moment
-LOOK_SECONDS = 1.0
 
 
 def free_port() -> int:
@@ -29,21 +23,14 @@ def free_port() -> int:
             return server.getsockname()[1]
 
 
-def exit_if_it_ends(raylet: subprocess.Popen, node: Any) -> None:
-    """Exit this process if the raylet of a node ends before the node has started; later Ray notices by itself."""
-    while not hasattr(node, "_node_labels"):  # the last that Ray sets
-        if raylet.poll() is not None:
-            time.sleep(LOOK_SECONDS)  # an error that ended both is printed first
-            print("RuntimeError: Ray's raylet died while it started", file=sys.stderr, flush=True)
-            os._exit(1)
-        time.sleep(LOOK_SECONDS)
-
-
 def prepare_ray_start(*ignored) -> None:
     """Change how Ray nodes start that this process starts; also RAY_START_HOOK, which `ray start` calls."""
+    from ray._private import services
     from ray._private.node import Node
+    from ray.exceptions import RaySystemError
 
     start, start_dashboard, start_monitor = Node.start_raylet, Node.start_api_server, Node.start_monitor
+    get_node = services.get_node
 
     def start_raylet(node: Node, *arguments) -> None:
         for name in AGENT_PORTS:
@@ -52,7 +39,17 @@ def prepare_ray_start(*ignored) -> None:
             Path(node._session_dir, f"{name}_{node._node_id}").write_text(str(port))
         start(node, *arguments)
         (raylet,) = node.all_processes["raylet"]
-        threading.Thread(target=exit_if_it_ends, args=(raylet.process, node), daemon=True).start()
+
+        def wait_for_node(address: str, node_id: str) -> dict:
+            """Wait until the node has registered, or its raylet has died."""
+            while node_id == node._node_id:
+                with contextlib.suppress(RuntimeError):  # none in RAY_raylet_start_wait_time_s
+                    return get_node(address, node_id)
+                if raylet.process.poll() is not None:
+                    raise RaySystemError("Ray's raylet died while it started")
+            return get_node(address, node_id)
+
+        services.get_node = wait_for_node
 
     def start_api_server(node: Node, *, include_dashboard: bool | None, **options) -> None:
         node._webui_url = None

@@ -28,9 +28,17 @@ HANGING_SECONDS = 3600
 SHARED = ROOT.parent / "shared" / "data"
 
 
+LONGEST_FIRST = ("test_survival_slow", "test_run_slow", "test_cluster_slow", "test_generate_slow", "test_slurm")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slow files first, so that no worker of pytest is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+    def order(item: pytest.Item) -> tuple[int, bool]:
+        place = LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST)
+        return place, item.get_closest_marker("slow") is None
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")
