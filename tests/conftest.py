@@ -24,6 +24,7 @@ sys.dont_write_bytecode = False
 os.environ.update(RAY_PATIENCE | os.environ)
 # Ends a test that hangs; no wait of a test is shorter. A loaded machine may be ten times slower than an idle one.
 HANGING_SECONDS = 3600
+ENDING_SECONDS = 300  # of processes that were killed
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -69,7 +70,7 @@ def fork_server(tmp_path_factory) -> dict[str, str]:
         assert server.poll() is None, "the fork server ended"
         time.sleep(0.2)
     yield os.environ | {"JUSTRL_FORK_SERVER": socket, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
-    left = [process.cmdline() for process in psutil.Process(server.pid).children()]
+    _, left = psutil.wait_procs(psutil.Process(server.pid).children(), timeout=ENDING_SECONDS)
     server.kill()
     server.wait()
     assert not left

@@ -103,13 +103,14 @@ KILLED = [*LOGGED, "a killed raylet"]
 def strike(run, kind, folder, since):
     """Do to a run, whose log begins at the byte `since`, what clusters do to runs; wait until it has ended."""
     ballast = folder / "checkpoints" / "ballast"
+    # It hears signals now, and has looked at the free space.
+    wait_until(lambda: lock_holder(folder).text.startswith(f"process {run.pid} "), run)
     if kind in KILLED:
-        wait_until(lambda: victim(folder, kind, since) or run.poll() is not None)
+        wait_until(lambda: victim(folder, kind, since), run)
         victim(folder, kind, since).kill()
     elif kind == "a full disk":
         wait_until(lambda: fill(ballast) or run.poll() is not None)
     else:
-        wait_until(lambda: lock_holder(folder).text.startswith(f"process {run.pid} "))  # it hears signals now
         run.send_signal(SIGNALS[kind])
     output, _ = run.communicate(timeout=HANGING_SECONDS)
     if kind == "a full disk":
