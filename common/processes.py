@@ -28,7 +28,7 @@ RECORD_SECONDS = 2.0  # between looks at which processes were started
 # Without one that ends, between asking and killing; Ray's own shutdown takes 2 to 5. A kill loses nothing: files are
 # written atomically, and the next start continues.
 SECONDS_TO_END = 10
-SECONDS_TO_DIE = 600  # of a killed process: until the kernel has given its memory back
+SECONDS_TO_DIE = 60  # of a killed process, until the kernel has taken its memory back
 # A socket's path may have 107 characters (unix(7)); Ray's take 66 of them, vLLM's in a run's folder 53.
 ROOT_CHARACTERS = 40
 # Seconds that Ray and what runs on it wait for their own processes. The defaults are too few on a slow or loaded
