@@ -6,10 +6,13 @@ dashboard and autoscaler are not started where nobody looks at them: two more pr
 """
 
 import contextlib
+import functools
 import os
 import random
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common.processes import RAY_PATIENCE, python_path
 
@@ -23,11 +26,25 @@ def free_port() -> int:
             return server.getsockname()[1]
 
 
+def wait_for_node(get_node: Callable, node: Any, address: str, node_id: str) -> dict:
+    """Replace `get_node`: wait until the node that starts has registered, or its raylet has died."""
+    from ray.exceptions import RaySystemError
+
+    (raylet,) = node.all_processes["raylet"]
+    while True:
+        try:
+            return get_node(address, node_id)
+        except RuntimeError:  # not in RAY_raylet_start_wait_time_s
+            if node_id != node._node_id:
+                raise
+            if raylet.process.poll() is not None:
+                raise RaySystemError("Ray's raylet died while it started") from None
+
+
 def prepare_ray_start(*ignored) -> None:
     """Change how Ray nodes start that this process starts; also RAY_START_HOOK, which `ray start` calls."""
     from ray._private import services
     from ray._private.node import Node
-    from ray.exceptions import RaySystemError
 
     start, start_dashboard, start_monitor = Node.start_raylet, Node.start_api_server, Node.start_monitor
     get_node = services.get_node
@@ -38,18 +55,7 @@ def prepare_ray_start(*ignored) -> None:
             setattr(node._ray_params, name, port)
             Path(node._session_dir, f"{name}_{node._node_id}").write_text(str(port))
         start(node, *arguments)
-        (raylet,) = node.all_processes["raylet"]
-
-        def wait_for_node(address: str, node_id: str) -> dict:
-            """Wait until the node has registered, or its raylet has died."""
-            while node_id == node._node_id:
-                with contextlib.suppress(RuntimeError):  # none in RAY_raylet_start_wait_time_s
-                    return get_node(address, node_id)
-                if raylet.process.poll() is not None:
-                    raise RaySystemError("Ray's raylet died while it started")
-            return get_node(address, node_id)
-
-        services.get_node = wait_for_node
+        services.get_node = functools.partial(wait_for_node, get_node, node)
 
     def start_api_server(node: Node, *, include_dashboard: bool | None, **options) -> None:
         node._webui_url = None
