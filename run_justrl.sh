@@ -19,6 +19,7 @@ if [ -z "${JUSTRL_DEVICE:-}" ]; then
   fi
 fi
 export JUSTRL_DEVICE PYTHONUNBUFFERED=1
+unset PYTHONDONTWRITEBYTECODE # or each of a run's processes compiles again what it imports: half of its start
 
 stage() { echo "== $1 ($SECONDS s)"; }
 

@@ -1,6 +1,6 @@
 """A Python process that has imported torch, transformers and vLLM, and forks itself on request.
 
-A run is a serial chain of some ten processes, each of which would import the same 15 to 25 s of Python before it does
+A run is a serial chain of some ten processes, each of which would import the same 7 to 25 s of Python before it does
 anything. The fork server imports once, and every process of the run is a fork of it, requested by the client
 common/forked_python.py. It ends with its parent, and its forks end with it and with their clients.
 
@@ -46,8 +46,9 @@ class Fork(NamedTuple):
 def serve(path: str) -> list[int]:
     """Fork for each client of the socket at `path`; returns only in a fork, with the files that its client sent."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(64)
+    os.rename(f"{path}.new", path)  # who sees it can connect
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     while True:

@@ -7,6 +7,7 @@ apply, on another machine that shares the folder, a heartbeat tells a living hol
 import contextlib
 import fcntl
 import os
+import random
 import socket
 import sys
 import threading
@@ -14,9 +15,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-TRIES = 5  # within a second
+from common.patience import Patience
+from common.progress import WaitingLine
+
 HEARTBEAT_SECONDS = 5
-SILENT_SECONDS = 30  # without a heartbeat, after which a holder on another machine is dead
+# Without a heartbeat, after which a holder on another machine is dead. Two runs in one folder would damage it, so a
+# holder may miss twenty of them: for a thread that does nothing else, even on a loaded machine, that is long.
+SILENT_SECONDS = 120
+LOOK_SECONDS = 0.2
 
 
 class RunInProgressError(ValueError):
@@ -65,15 +71,27 @@ def about_this_process() -> str:
 
 def take(lock) -> bool | None:
     """Lock a file: True; False if another process has it; None where the file system has no locks."""
-    for _ in range(TRIES):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(1 / TRIES)  # `lock_holder` has it for an instant
-        except OSError:
-            return None
-    return False
+    waiting = WaitingLine("another process looks at the run's lock", file=sys.stderr)
+    try:
+        while not try_lock(lock, fcntl.LOCK_EX):
+            # Several may share it, as `lock_holder` does for an instant, which is long on a loaded machine.
+            if not try_lock(lock, fcntl.LOCK_SH):
+                return False
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            waiting.tick()
+            time.sleep(LOOK_SECONDS * random.random())  # of two starts one comes first
+        return True
+    except OSError:
+        return None
+
+
+def try_lock(lock, kind: int) -> bool:
+    """Lock a file for this process alone (LOCK_EX) or shared (LOCK_SH), without waiting."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
 
 
 def keep_beating(path: Path, ended: threading.Event) -> None:
@@ -95,12 +113,11 @@ def touched(path: Path) -> float:
 def beats(path: Path, text: str) -> bool:
     """Wait for a heartbeat; clocks need not agree, since only a change counts."""
     print(f"waiting up to {SILENT_SECONDS} s for a heartbeat of {text}", file=sys.stderr)
-    before, end = touched(path), time.monotonic() + SILENT_SECONDS
-    while time.monotonic() < end:
-        time.sleep(1)
-        if touched(path) != before:
-            return True
-    return False
+    before = touched(path)
+    patience = Patience(f"no heartbeat of {text}", lambda: touched(path), SILENT_SECONDS)
+    while patience.lasts() and patience.seen == before:
+        time.sleep(LOOK_SECONDS)
+    return patience.seen != before
 
 
 def lock_holder(folder: Path) -> Holder:
@@ -108,11 +125,8 @@ def lock_holder(folder: Path) -> Holder:
     path = folder / "run.lock"
     with contextlib.suppress(FileNotFoundError), open(path) as lock:
         text = lock.read().strip()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, and for an instant only: a start needs it
-        except BlockingIOError:
-            return Holder(True, text)
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            if not try_lock(lock, fcntl.LOCK_SH):  # shared, and for an instant only: a start needs it
+                return Holder(True, text)
         return Holder(is_elsewhere(text) and abs(time.time() - touched(path)) < SILENT_SECONDS, text)
     return Holder(False, "")

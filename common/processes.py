@@ -25,14 +25,26 @@ from common.locks import run_lock
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 RECORD_SECONDS = 2.0  # between looks at which processes were started
-SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5
+# Without one that ends, between asking and killing; Ray's own shutdown takes 2 to 5. A kill loses nothing: files are
+# written atomically, and the next start continues.
+SECONDS_TO_END = 10
+SECONDS_TO_DIE = 60  # of a killed process, until the kernel has taken its memory back
 # A socket's path may have 107 characters (unix(7)); Ray's take 66 of them, vLLM's in a run's folder 53.
 ROOT_CHARACTERS = 40
-# Ray fails where its node takes more than 30 s to start or a worker more than 60, as on a machine with other work.
+# Seconds that Ray and what runs on it wait for their own processes. The defaults are too few on a slow or loaded
+# machine: 30 for Ray's head, node and cluster, 60 for a worker, 3 for a handshake with TransferQueue's controller, 30
+# for its answer, without which a response is lost, 600 until vLLM has loaded its model.
 RAY_PATIENCE = {
-    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_gcs_server_port_wait_time_s": "600",
+    "RAY_raylet_start_wait_time_s": "5",  # between looks whether it lives (common/ray_start.py)
     "RAY_agent_register_timeout_ms": "600000",
     "RAY_worker_register_timeout_seconds": "1800",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600",
+    "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "1800",  # srun ends it earlier, with the first node that is lost
+    "TQ_STORAGE_HANDSHAKE_MAX_RETRIES": "600",  # one a second
+    "TQ_STORAGE_HANDSHAKE_TIMEOUT": "600",
+    "TQ_DATA_UPDATE_RESPONSE_TIMEOUT": "300",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "7200",
 }
 LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec only calls are safe
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -160,11 +172,15 @@ def end(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=SECONDS_TO_END)
+    alive = processes
+    while alive:
+        ended, alive = psutil.wait_procs(alive, timeout=SECONDS_TO_END)
+        if not ended:
+            break
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=SECONDS_TO_END)
+    psutil.wait_procs(alive, timeout=SECONDS_TO_DIE)
 
 
 @contextlib.contextmanager

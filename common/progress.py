@@ -51,14 +51,14 @@ def cause(log: Path, offset: int = 0) -> str:
 class WaitingLine:
     """Prints a line every `every_seconds` while something slow goes on."""
 
-    def __init__(self, what: str, every_seconds: float = 20):
-        self.what, self.every_seconds = what, every_seconds
+    def __init__(self, what: str, every_seconds: float = 20, file: TextIO | None = None):
+        self.what, self.every_seconds, self.file = what, every_seconds, file
         self.started = self.last = time.monotonic()
 
     def tick(self) -> None:
         if time.monotonic() - self.last >= self.every_seconds:
             self.last = time.monotonic()
-            print(f"  {self.what} ... {self.last - self.started:.0f} s", flush=True)
+            print(f"  {self.what} ... {self.last - self.started:.0f} s", flush=True, file=self.file)
 
 
 class ResponseProgress:

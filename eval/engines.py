@@ -232,6 +232,9 @@ def engine_options(model: str, length: int, tensor_parallel: int = 1) -> dict:
 def connect_ray(address: str, workers: int | None) -> None:
     import ray
 
+    from common.ray_start import prepare_ray_start
+
+    prepare_ray_start()
     local = (
         {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers or 1)} if address == "local" else {}
     )

@@ -17,8 +17,10 @@ def main() -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
+    from common.ray_start import prepare_ray_start
     from recipe.verl_plugins.trainer import RemoteTaskRunner
 
+    prepare_ray_start()
     config = OmegaConf.load(sys.argv[1])
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     run_ppo(config, RemoteTaskRunner)

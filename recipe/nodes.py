@@ -16,7 +16,9 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -26,13 +28,16 @@ from rich.table import Table
 from common import machine
 from common.command import run as run_command
 from common.machine import FREE_SPACE, device
+from common.patience import Patience
 from common.processes import REPOSITORY, python_path
 from recipe.compose import compose
 from recipe.preflight import CPUS_PER_RANK, as_list, demand_here, ray_cpus_needed, run_folder
 
 CODE = ("run_justrl.sh", "scripts", "common", "recipe", "reward", "data_prep", "eval")
 SUFFIXES = (".py", ".yaml", ".json", ".sh")
-SECONDS_TO_ANSWER = 25
+LOOK_SECONDS = 0.5
+CONNECT_SECONDS = 30  # the kernel connects, however loaded the machine: in this time the network lost five tries
+CLUSTER_SECONDS = 30  # without a change of a cluster's free resources
 
 
 def describe(wanted: dict) -> dict:
@@ -91,29 +96,32 @@ def is_free(port: int) -> bool:
 def ask_by_srun(wanted: dict) -> list[dict]:
     """Collect the reports of a Slurm job's nodes, by one srun per node: the output of several would mix."""
     names = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    names = subprocess.run(names, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=True).stdout.split()
+    names = subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()
     command = [sys.executable, "-m", "recipe.nodes", "--describe", json.dumps(wanted)]
-    tasks = []
-    for name in names:
-        srun = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={name}", *command]
-        pipe = subprocess.PIPE
-        tasks.append(subprocess.Popen(srun, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True))
-    reports, end = [], time.monotonic() + SECONDS_TO_ANSWER
-    try:
-        for name, task in zip(names, tasks, strict=True):
-            out, errors = task.communicate(timeout=max(0.1, end - time.monotonic()))
+    with contextlib.ExitStack() as stack:
+        outputs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        tasks = {}
+        for name in names:
+            srun = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={name}", *command]
+            with open(outputs / f"{name}.json", "w") as out, open(outputs / f"{name}.errors", "w") as errors:
+                tasks[name] = subprocess.Popen(srun, cwd=REPOSITORY, stdout=out, stderr=errors)
+            stack.callback(tasks[name].kill)
+        wait_for_answers(lambda: [name for name, task in tasks.items() if task.poll() is None])
+        for name, task in tasks.items():
             if task.returncode:
-                reason = (errors.strip().splitlines() or ["no answer"])[-1]
-                raise ValueError(
-                    f"{name}: cannot run {sys.executable} in {REPOSITORY}, is it on a shared disk? {reason}"
-                )
-            reports.append(json.loads(out))
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(f"{name}: no answer in {SECONDS_TO_ANSWER} s; leave it out by sbatch --exclude") from error
-    finally:
-        for task in tasks:
-            task.kill()
-    return reports
+                reason = ((outputs / f"{name}.errors").read_text().strip().splitlines() or ["no answer"])[-1]
+                here = f"cannot run {sys.executable} in {REPOSITORY}, is it on a shared disk?"
+                raise ValueError(f"{name}: {here} {reason}")
+        return [json.loads((outputs / f"{name}.json").read_text()) for name in names]
+
+
+def wait_for_answers(missing: Callable[[], list[str]]) -> None:
+    """Wait until no node's answer is missing; ValueError when for long no more of them have answered."""
+    patience = Patience("waiting for the nodes' answers", missing)
+    while patience.lasts() and patience.seen:
+        time.sleep(LOOK_SECONDS)
+    if silent := patience.seen:
+        raise ValueError(f"{silent[0]}: no answer in {patience.seconds:.0f} s; leave it out (on Slurm by --exclude)")
 
 
 def ask_by_ray(wanted: dict, config: DictConfig) -> list[dict]:
@@ -125,18 +133,20 @@ def ask_by_ray(wanted: dict, config: DictConfig) -> list[dict]:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if port.isdigit():  # Ray itself would try for a minute and a half
-            socket.create_connection((host, int(port)), timeout=10).close()
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
         nodes = wait_for_nodes(config)
         tasks = []
         for node in nodes:
             place = NodeAffinitySchedulingStrategy(node, soft=False)
             tasks.append(ray.remote(describe).options(num_cpus=0, scheduling_strategy=place).remote(wanted))
-        reports = ray.get(tasks, timeout=SECONDS_TO_ANSWER)
+        names = dict(zip(tasks, nodes, strict=True))
+        wait_for_answers(lambda: [names[task] for task in ray.wait(tasks, num_returns=len(tasks), timeout=0)[1]])
+        reports = ray.get(tasks)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise ValueError(f"RAY_ADDRESS={address}: {str(error).strip().splitlines()[0]}; is it a cluster's?") from error
     for free, report in zip(nodes.values(), reports, strict=True):
-        report["cpus"] = int(free.get("CPU", 0))
+        report["cpus"] = int(free["CPU"])
         report["gpus"] = min(report["gpus"] or 10**6, int(free["GPU"]))
     return reports
 
@@ -145,7 +155,7 @@ def wait_for_nodes(config: DictConfig) -> dict[str, dict]:
     """Wait until a Ray cluster has the nodes that a run needs, which an autoscaler may add, and no other run.
 
     Returns:
-        Node id to its free resources; fewer nodes than needed after JUSTRL_WAIT_SECONDS.
+        Node id to its free resources; fewer nodes than needed when these have not changed for JUSTRL_WAIT_SECONDS.
 
     Raises:
         ValueError: another run is on the cluster.
@@ -153,15 +163,20 @@ def wait_for_nodes(config: DictConfig) -> dict[str, dict]:
     from ray._private.state import available_resources_per_node
     from ray.autoscaler.sdk import request_resources
 
+    def found() -> tuple[bool, dict[str, dict]]:
+        free = {
+            node: {name: resources.get(name, 0) for name in ("GPU", "CPU")}  # the others change all the time
+            for node, resources in available_resources_per_node().items()
+        }
+        return has_verl_run(), {node: resources for node, resources in free.items() if resources["GPU"] >= gpus}
+
     count, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
     request_resources(bundles=[{"GPU": gpus, "CPU": gpus * CPUS_PER_RANK}] * count)
-    end = time.monotonic() + float(os.environ.get("JUSTRL_WAIT_SECONDS", 10))
-    while True:
-        used = has_verl_run()
-        nodes = {node: free for node, free in available_resources_per_node().items() if free.get("GPU", 0) >= gpus}
-        if (len(nodes) >= count and not used) or time.monotonic() > end:
-            break
-        time.sleep(1)
+    seconds = float(os.environ.get("JUSTRL_WAIT_SECONDS", CLUSTER_SECONDS))
+    patience = Patience("waiting for the cluster's nodes and the end of other runs", found, seconds)
+    while (patience.seen[0] or len(patience.seen[1]) < count) and patience.lasts():
+        time.sleep(LOOK_SECONDS)
+    used, nodes = patience.seen
     request_resources(bundles=[])  # the request would hold them for ever; the run's own follows soon
     if used:
         raise ValueError(

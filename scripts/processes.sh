@@ -12,11 +12,23 @@ run_stage() {
   wait "$child"
 }
 
+# wait_while WHAT COMMAND...: waits as long as the command succeeds, and prints every 20 s what it waits for.
+wait_while() {
+  local what="$1" start="$SECONDS" said="$SECONDS"
+  shift
+  while "$@" 2>/dev/null; do
+    sleep 0.2
+    [ $((SECONDS - said)) -lt 20 ] || { said="$SECONDS" && echo "  $what ... $((SECONDS - start)) s"; }
+  done
+}
+
 # pass_on SIGNAL STATUS
 pass_on() {
   trap '' INT TERM HUP
-  [ -z "$child" ] || kill -s "$1" -- "-$child" 2>/dev/null || true
-  while [ -n "$child" ] && kill -0 -- "-$child" 2>/dev/null; do sleep 0.2; done
+  if [ -n "$child" ]; then
+    kill -s "$1" -- "-$child" 2>/dev/null || true
+    wait_while "ending the stage's processes" kill -0 -- "-$child"
+  fi
   exit "$2"
 }
 trap 'pass_on INT 130' INT
@@ -32,9 +44,11 @@ start_fork_server() {
   trap 'kill "$fork_server" 2>/dev/null || true; rm -rf "$fork_folder"' EXIT
 }
 
+fork_server_starts() { [ ! -S "$fork_folder/socket" ] && kill -0 "$fork_server"; }
+
 # Waits until the server listens, if there is one. If it exited instead, each stage starts its own and reports why it fails.
 use_fork_server() {
   [ -n "${fork_server:-}" ] || return 0
-  while [ ! -S "$fork_folder/socket" ] && kill -0 "$fork_server" 2>/dev/null; do sleep 0.2; done
+  wait_while "importing torch, vLLM and transformers, once for all stages" fork_server_starts
   [ ! -S "$fork_folder/socket" ] || export JUSTRL_FORK_SERVER="$fork_folder/socket"
 }

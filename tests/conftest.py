@@ -10,17 +10,36 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from common.processes import RAY_PATIENCE
+
 ROOT = Path(__file__).resolve().parent.parent
 # A loaded machine may stall in the middle of an example; no test asserts wall-clock time.
 settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loaded")
 
+# As run_justrl.sh does: compiling what is imported takes half of each process's start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+os.environ.update(RAY_PATIENCE | os.environ)
+# Ends a test that hangs; no wait of a test is shorter. A loaded machine may be ten times slower than an idle one.
+HANGING_SECONDS = 3600
+ENDING_SECONDS = 300  # of processes that were killed
+
 SHARED = ROOT.parent / "shared" / "data"
+
+
+LONGEST_FIRST = ("test_survival_slow", "test_run_slow", "test_cluster_slow", "test_generate_slow", "test_slurm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slow files first, so that no worker of pytest is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+    def order(item: pytest.Item) -> tuple[int, bool]:
+        place = LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST)
+        return place, item.get_closest_marker("slow") is None
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +70,7 @@ def fork_server(tmp_path_factory) -> dict[str, str]:
         assert server.poll() is None, "the fork server ended"
         time.sleep(0.2)
     yield os.environ | {"JUSTRL_FORK_SERVER": socket, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
-    left = [process.cmdline() for process in psutil.Process(server.pid).children()]
+    _, left = psutil.wait_procs(psutil.Process(server.pid).children(), timeout=ENDING_SECONDS)
     server.kill()
     server.wait()
     assert not left

@@ -32,7 +32,10 @@ def prepare(manager: str, folder: str):
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
+    from common.ray_start import prepare_ray_start
+
     tokenizer, configs = prepare(*sys.argv[1:])
+    prepare_ray_start()
     sys.path.remove(str(ROOT))
     import numpy as np
     import ray

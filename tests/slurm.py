@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HANGING_SECONDS
+from tests.test_processes import wait_until
+
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "scontrol", "munged", "ip", "nsenter", "unshare")
 SYSTEM_PATH = os.pathsep.join(["/usr/local/sbin", "/usr/sbin", "/sbin"])
-SECONDS = 60  # of any client command: a stuck srun waits for ever
+ENDED = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT")  # states that no other follows
 CPUS = 8  # that a node says it has: Ray's count is logical, and verl holds some CPUs for each rank
 
 CONFIG = """\
@@ -40,7 +43,8 @@ JobCompType=jobcomp/none
 ReturnToService=2
 SlurmdParameters=config_overrides
 KillWait=15
-SlurmdTimeout=20
+SlurmdTimeout={silent}
+MessageTimeout=60
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 MailProg=/bin/true
 StateSaveLocation={folder}/state
@@ -81,10 +85,11 @@ class Slurm:
         folder: for its files; short, because sockets lie in it.
         nodes: how many.
         before: a bash command that each node runs before slurmd, in its own namespaces.
+        silent: seconds without an answer after which Slurm takes a node for dead, as one on a loaded machine is not.
     """
 
-    def __init__(self, folder: Path, nodes: int = 2, before: str = ""):
-        self.folder, self.before = folder, before
+    def __init__(self, folder: Path, nodes: int = 2, before: str = "", silent: int = 300):
+        self.folder, self.before, self.silent = folder, before, silent
         self.names = [f"n{i}" for i in range(1, nodes + 1)]
         self.network = f"slurm{os.getpid()}"  # the prefix of the namespaces
         self.env = os.environ | {
@@ -99,7 +104,7 @@ class Slurm:
         addresses = {name: f"10.77.0.{11 + i}" for i, name in enumerate(self.names)}
         lines = [f"NodeName={name} NodeAddr={address} CPUs={CPUS} State=UNKNOWN" for name, address in addresses.items()]
         (self.folder / "slurm.conf").write_text(
-            CONFIG.format(folder=self.folder, host=socket.gethostname(), nodes="\n".join(lines))
+            CONFIG.format(folder=self.folder, silent=self.silent, host=socket.gethostname(), nodes="\n".join(lines))
         )
         hosts = ["127.0.0.1 localhost", "10.77.0.1 control", *(f"{a} {n}" for n, a in addresses.items())]
         (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
@@ -118,10 +123,9 @@ class Slurm:
             self.start("control", "nsenter", f"--net=/run/netns/{self.network}", "slurmctld", "-D")
             for name in self.names:
                 self.start_node(name)
-            end = time.monotonic() + SECONDS
-            while self.client("sinfo", "-h", "-o", "%t %D", check=False).stdout != f"idle {len(self.names)}\n":
-                assert time.monotonic() < end, f"Slurm did not come up; see {self.folder}"
-                time.sleep(0.1)
+            up = f"idle {len(self.names)}\n"
+            sinfo = ("sinfo", "-h", "-o", "%t %D")
+            wait_until(lambda: self.client(*sinfo, check=False).stdout == up, *self.daemons.values(), pause=0.1)
         except BaseException:
             self.__exit__()
             raise
@@ -177,7 +181,7 @@ class Slurm:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run a command to its end."""
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=HANGING_SECONDS)
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done
 
@@ -204,17 +208,16 @@ class Slurm:
         shown = self.client("scontrol", "show", "job", "-o", job).stdout.split()
         return dict(word.split("=", 1) for word in shown if "=" in word)
 
-    def wait(self, job: str, *states: str, seconds: float = SECONDS) -> dict[str, str]:
+    def wait(self, job: str, *states: str) -> dict[str, str]:
         """Wait until a job is in one of `states` and return what Slurm says of it."""
-        end = time.monotonic() + seconds
-        while (shown := self.job(job))["JobState"] not in states:
-            assert time.monotonic() < end, f"job {job} is {shown['JobState']}, not {states}"
-            time.sleep(0.3)
+        wait_until(lambda: self.job(job)["JobState"] in (*states, *ENDED), pause=0.3)
+        shown = self.job(job)
+        assert shown["JobState"] in states, f"job {job} is {shown['JobState']}, not {states}"
         return shown
 
     def restart_now(self, job: str) -> None:
         """Let a requeued job start soon: Slurm would wait two minutes."""
-        self.wait(job, "PENDING", seconds=SECONDS)
+        self.wait(job, "PENDING")
         time.sleep(2)  # slurmd refuses credentials of the second in which it killed the job
         self.client("scontrol", "update", f"JobId={job}", "StartTime=now")
 
@@ -231,9 +234,9 @@ class Slurm:
 
 
 @pytest.fixture
-def slurm(tmp_path_factory):
-    """A cluster of two nodes."""
+def slurm(tmp_path_factory, request):
+    """A cluster of two nodes; a test's parameter is the seconds after which it takes a silent node for dead."""
     if reason := missing():
         pytest.skip(reason)
-    with Slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+    with Slurm(tmp_path_factory.mktemp("slurm"), silent=getattr(request, "param", 300)) as cluster:
         yield cluster

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoTokenizer
 
 from recipe.monitor.metrics import read_metrics
-from tests.conftest import ROOT
-from tests.test_run_slow import SECONDS, experiment
+from tests.conftest import HANGING_SECONDS, ROOT
+from tests.test_run_slow import experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 
@@ -44,7 +44,7 @@ def train(env, arm, steps, *overrides, **environment):
         env=env | environment,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=HANGING_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -13,10 +13,10 @@ import pytest
 from common.processes import end
 from recipe.checkpoints import complete_checkpoints
 from recipe.monitor.metrics import has_training, read_metrics
-from tests.conftest import ROOT, fork_server_command
-from tests.slurm import Slurm, missing
+from tests.conftest import HANGING_SECONDS, ROOT, fork_server_command
+from tests.slurm import ENDED, Slurm, missing
 from tests.test_processes import wait_until
-from tests.test_run_slow import SECONDS, SIZES, experiment
+from tests.test_run_slow import SIZES, experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 FORK = "/dev/shm/fork"  # a node's own
@@ -37,7 +37,7 @@ def warm_slurm(folder, nodes):
     start = f"cd {ROOT}; {shlex.join(fork_server_command(FORK))} &"
     with Slurm(folder, nodes, before=start) as cluster:
         for name in cluster.names:
-            wait_until(lambda name=name: cluster.on(name, "test", "-e", FORK).returncode == 0, SECONDS)
+            wait_until(lambda name=name: cluster.on(name, "test", "-e", FORK).returncode == 0, pause=0.5)
         yield cluster
 
 
@@ -50,9 +50,8 @@ def submit(slurm, out, *overrides):
 
 def wait_for_step(slurm, job, folder, step):
     """Wait until a job's run has logged a step."""
-    ended = ("COMPLETED", "FAILED", "TIMEOUT")
     metrics = folder / "metrics.jsonl"
-    wait_until(lambda: step in read_metrics(metrics) or slurm.job(job)["JobState"] in ended, SECONDS)
+    wait_until(lambda: step in read_metrics(metrics) or slurm.job(job)["JobState"] in ENDED, pause=0.5)
 
 
 def test_near_its_time_limit_a_run_on_two_nodes_saves_goes_back_into_the_queue_and_continues(
@@ -67,7 +66,7 @@ def test_near_its_time_limit_a_run_on_two_nodes_saves_goes_back_into_the_queue_a
         slurm.client("scancel", "--batch", "--signal=USR1", job)
         slurm.restart_now(job)
         (saved,) = complete_checkpoints(folder / "checkpoints")
-        shown = slurm.wait(job, "COMPLETED", "FAILED", seconds=SECONDS)
+        shown = slurm.wait(job, "COMPLETED", "FAILED")
         for node in slurm.names:
             left = slurm.on(node, "ps", "-eo", "comm=").stdout.split()
             assert sorted(left) == ["bash", "ps", "python", "slurmd"], "the python is the fork server"
@@ -93,7 +92,7 @@ def one_rank(fork_server):
     """The metrics of three steps on one rank."""
     folder = experiment("test_one_rank")
     train = [sys.executable, "-m", "recipe.train", "demo", "trainer.experiment_name=test_one_rank", *SEEDED]
-    done = subprocess.run(train, cwd=ROOT, env=fork_server, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(train, cwd=ROOT, env=fork_server, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     return read_metrics(folder / "metrics.jsonl")
 
@@ -103,6 +102,7 @@ def ray_cluster(fork_server, tmp_path):
     """A Ray cluster of two nodes on this machine: the environment, its address and its dashboard's."""
     port, dashboard, client = (free_port() for _ in range(3))
     env = fork_server | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_USAGE_STATS_ENABLED": "0"}
+    env |= {"RAY_START_HOOK": "common.ray_start.prepare_ray_start", "PYTHONPATH": str(ROOT)}
     ray = [str(ROOT / ".venv" / "bin" / "ray"), "start", "--block", "--num-cpus=8", "--num-gpus=1"]
     head = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     nodes = []
@@ -111,14 +111,14 @@ def ray_cluster(fork_server, tmp_path):
             # As in real life, not started in the repository's folder.
             agent = f"--dashboard-agent-listen-port={free_port()}"  # the default is that of any other Ray here
             nodes.append(subprocess.Popen([*ray, *options, agent], cwd=tmp_path, env=env, start_new_session=True))
-            wait_until(lambda: is_listening(port), 120)
-        wait_until(lambda: is_listening(dashboard), 120)
+            wait_until(lambda: is_listening(port), *nodes)
+        wait_until(lambda: is_listening(dashboard), *nodes)
         yield env, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
     finally:
         for node in reversed(nodes):
             started = psutil.Process(node.pid).children(recursive=True)
             node.terminate()
-            node.wait(timeout=60)
+            node.wait(timeout=HANGING_SECONDS)
             end(started)
 
 
@@ -150,7 +150,7 @@ def test_two_ranks_of_a_ray_cluster_learn_what_one_rank_learns(ray_cluster, one_
     overrides = ["trainer.experiment_name=test_two_ranks", "trainer.nnodes=2", *SEEDED]
     job = [str(ROOT / "run_justrl.sh"), "demo", "--only", "train", *overrides]
     submit = [str(ROOT / ".venv" / "bin" / "ray"), "job", "submit", f"--address={dashboard}", "--", *job]
-    done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert logged(folder) == [1, 2, 3]
     second = [sys.executable, "-c", BESIDE_A_RUN]

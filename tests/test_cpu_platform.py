@@ -5,13 +5,15 @@ import subprocess
 import sys
 
 from recipe.cpu.environment import ENVIRONMENT as CPU_ENVIRONMENT
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 
 
 def python(code, **environment):
     """Run code in a process with the CPU platform's environment."""
     variables = os.environ | CPU_ENVIRONMENT | {"PYTHONPATH": str(ROOT), "RAY_LOCAL_WORLD_SIZE": "1"} | environment
-    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=HANGING_SECONDS
+    )
 
 
 def test_verl_finds_the_platform_and_its_answers():

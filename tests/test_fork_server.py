@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 from common.processes import descendants
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_processes import wait_until
 
 FORK = str(ROOT / "common" / "forked_python.py")
@@ -23,7 +22,7 @@ def server(tmp_path):
     (tmp_path / "temporary.py").write_text("import tempfile\ntempfile.gettempdir()\n")
     command = [sys.executable, "-m", "common.fork_server", socket, "decimal", "temporary"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
-    wait_until(lambda: os.path.exists(socket))
+    wait_until(lambda: os.path.exists(socket), process)
     yield process, os.environ | {"JUSTRL_FORK_SERVER": socket, "JUSTRL_PYTHON": sys.executable}
     process.kill()
     process.wait()
@@ -32,7 +31,7 @@ def server(tmp_path):
 def run(environment, *arguments, **options):
     """Run a client to its end."""
     command = [sys.executable, "-S", "-E", FORK, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGING_SECONDS, **options)
 
 
 def test_arguments_environment_folder_output_and_status(server, tmp_path):
@@ -72,7 +71,7 @@ def test_signals_are_passed_on_and_a_killed_client_takes_its_process_along(serve
         pid = int(client.stdout.readline())
         assert psutil.Process(pid).ppid() == server[0].pid
         client.send_signal(number)
-        client.wait(timeout=20)
+        client.wait(timeout=HANGING_SECONDS)
         wait_until(lambda pid=pid: not psutil.pid_exists(pid))
 
 
@@ -84,7 +83,7 @@ def test_multiprocessing_spawns_forks(server, tmp_path):
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n    queue = context.Queue()\n"
         "    process = context.Process(target=work, args=(queue,))\n    process.start()\n"
-        "    print(*queue.get(timeout=30))\n    process.join(30)\n    sys.exit(process.exitcode)\n"
+        "    print(*queue.get())\n    process.join()\n    sys.exit(process.exitcode)\n"
     )
     done = run(server[1], str(script))
     assert done.returncode == 0, done.stderr
@@ -100,9 +99,8 @@ def test_when_the_server_dies_its_processes_die(server):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     client = subprocess.Popen([sys.executable, FORK, "-c", code], env=server[1], stdout=subprocess.PIPE, text=True)
     pid = int(client.stdout.readline())
-    time.sleep(0.2)
     server[0].kill()
-    assert client.wait(timeout=20) == 1
+    assert client.wait(timeout=HANGING_SECONDS) == 1
     wait_until(lambda: not psutil.pid_exists(pid))
 
 

@@ -12,12 +12,11 @@ import psutil
 import pytest
 
 from data_prep.benchmarks import BENCHMARKS
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_eval import write_samples
 from tests.test_processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
-SECONDS = 600
 ENVIRONMENT = os.environ | {"JUSTRL_DEVICE": "cpu"}
 
 
@@ -32,7 +31,7 @@ def command(fork_server):
             env=fork_server,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=HANGING_SECONDS,
         )
         return done.returncode, done.stdout, done.stderr
 
@@ -73,11 +72,11 @@ def generate_and_kill(command, folder, samples, engine_dies_at=None):
     """Kill a sampling when its folder has so many samples, one of its two engines before; returns its process ids."""
     run = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
     if engine_dies_at:
-        wait_until(lambda: count(folder) > engine_dies_at or run.poll() is not None, SECONDS)
+        wait_until(lambda: count(folder) > engine_dies_at or run.poll() is not None)
         engines = [p for p in psutil.Process(run.pid).children(recursive=True) if "ray::Engine" in p.name()]
         assert len(engines) == 2
         engines[0].kill()
-    wait_until(lambda: count(folder) > samples or run.poll() is not None, SECONDS)
+    wait_until(lambda: count(folder) > samples or run.poll() is not None)
     assert run.poll() is None, (folder / "generate.log").read_text()[-3000:]
     recorded = json.loads((folder / "processes.json").read_text())["processes"].keys()
     os.kill(run.pid, signal.SIGKILL)
@@ -158,12 +157,12 @@ def server(judge):
             start_new_session=True,
         )
     try:
-        wait_until(lambda: "startup complete" in log.read_text() or process.poll() is not None, SECONDS)
+        wait_until(lambda: "startup complete" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()[-3000:]
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        process.wait(HANGING_SECONDS)
 
 
 def test_a_served_model_samples_and_judges(server, judge, command, tmp_path):

@@ -1,13 +1,14 @@
 """One run per folder, on this machine and on others that share it."""
 
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
 
 import pytest
 
-from common import locks
+from common import locks, patience
 from common.locks import RunInProgressError, lock_holder, run_lock
 from tests.test_processes import wait_until
 
@@ -43,10 +44,9 @@ ELSEWHERE = "process 7 on elsewhere, Slurm job 3, since 2026-01-01 00:00:00"
 
 def test_a_living_holder_on_another_machine_is_known_by_its_heartbeat(tmp_path, monkeypatch):
     """Where the kernel's lock does not reach: nobody holds one here, and somebody touches the file."""
-    monkeypatch.setattr(locks, "SILENT_SECONDS", 4)
     path = tmp_path / "run.lock"
     path.write_text(ELSEWHERE + "\n")
-    touching = subprocess.Popen(["sh", "-c", f"while sleep 0.2; do touch -d 2001-01-01 {path}; touch {path}; done"])
+    touching = subprocess.Popen(["sh", "-c", f"while sleep 0.2; do touch {path}; done"])
     try:
         with pytest.raises(RunInProgressError, match=ELSEWHERE), run_lock(tmp_path):
             pass
@@ -54,6 +54,7 @@ def test_a_living_holder_on_another_machine_is_known_by_its_heartbeat(tmp_path, 
     finally:
         touching.kill()
         touching.wait()
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 1)
     with run_lock(tmp_path):
         assert f"process {os.getpid()}" in lock_holder(tmp_path).text
     assert lock_holder(tmp_path) == (False, ""), "it ended in good order"
@@ -79,7 +80,6 @@ def test_a_file_system_without_locks_has_the_heartbeat(tmp_path, monkeypatch):
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(locks, "SILENT_SECONDS", 4)
     with run_lock(tmp_path):
         assert lock_holder(tmp_path).text.startswith(f"process {os.getpid()} on")
         with pytest.raises(RunInProgressError), run_lock(tmp_path):
@@ -96,3 +96,28 @@ def test_a_lock_that_a_file_server_keeps_for_a_dead_machine_is_no_holder(tmp_pat
         fcntl.flock(kept, fcntl.LOCK_EX)
         with run_lock(tmp_path):
             assert lock_holder(tmp_path).text.startswith(f"process {os.getpid()} on")
+
+
+def test_a_watcher_that_a_loaded_machine_holds_up_does_not_pass_for_a_run(tmp_path, monkeypatch):
+    """It has the lock for an instant, shared; stopped in that instant, it has it for as long as it is."""
+    with run_lock(tmp_path):
+        pass
+    looks = []
+    with open(tmp_path / "run.lock") as watcher:
+        fcntl.flock(watcher, fcntl.LOCK_SH)
+
+        def sleep(seconds):
+            looks.append(seconds)
+            if len(looks) == 100:
+                fcntl.flock(watcher, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(locks.time, "sleep", sleep)
+        with run_lock(tmp_path):
+            assert len(looks) >= 100, "it waited for the watcher"
+
+
+def test_a_hold_up_of_the_one_who_waits_is_no_silence(monkeypatch):
+    """A file server that answers after an hour has shown one look, not an hour without a heartbeat."""
+    monkeypatch.setattr(patience.time, "monotonic", itertools.count(step=3600.0).__next__)
+    waiting = patience.Patience("waiting", lambda: "the same", seconds=4 * patience.LOOK_SECONDS)
+    assert [waiting.lasts() for _ in range(4)] == [True, True, True, False]

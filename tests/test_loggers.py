@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.monitor.loggers import purge_tensorboard, use_wandb, wandb_environment
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_an_override_of_the_loggers_gets_the_same_id(config, tmp_path, monkeypat
 def test_a_mistyped_switch_is_one_line_and_status_2():
     command = [".venv/bin/python", "-m", "recipe.train", "demo"]
     env = os.environ | {"JUSTRL_WANDB": "ofline"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert done.returncode == 2
     assert done.stderr == "recipe.train: JUSTRL_WANDB=ofline: use online or offline\n"
 

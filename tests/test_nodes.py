@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from common import machine
+from common import machine, patience
 from recipe.compose import compose
-from recipe.nodes import describe, is_free, problems
-from tests.conftest import ROOT
+from recipe.nodes import ask_by_srun, describe, is_free, problems
+from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_machine import Stub
 
 
@@ -87,15 +87,54 @@ def test_a_node_describes_itself(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGING_SECONDS,
     )
     assert json.loads(done.stdout)["port_free"]
+
+
+SRUN = """\
+#!/usr/bin/env bash
+case "$*" in
+  *--nodelist=n1*) echo '{{}}' ;;
+  *) {second} ;;
+esac
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Ask the nodes n1 and n2 of a job by a stand-in for srun; n2 does what is said."""
+
+    def ask(second):
+        for name, text in (("scontrol", "#!/bin/sh\necho n1\necho n2\n"), ("srun", SRUN)):
+            (tmp_path / name).write_text(text.format(second=second))
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+        return ask_by_srun({})
+
+    return ask
+
+
+def test_a_slow_node_is_waited_for(job):
+    assert job("sleep 2; echo '{}'") == [{}, {}]
+
+
+def test_a_silent_node_is_named_when_the_others_have_answered(job, monkeypatch):
+    monkeypatch.setattr(patience, "SILENT_SECONDS", 3)
+    with pytest.raises(ValueError, match=r"^n2: no answer in 3 s; leave it out \(on Slurm by --exclude\)$"):
+        job("exec sleep 3600")
+
+
+def test_a_node_that_cannot_run_the_check_is_named_with_sruns_reason(job):
+    with pytest.raises(ValueError, match=r"^n2: cannot run .* is it on a shared disk[?] slurmstepd: no such file$"):
+        job("echo slurmstepd: no such file >&2; exit 1")
 
 
 def test_a_cluster_that_does_not_answer_is_one_line_and_status_2():
     env = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "JUSTRL_DEVICE": "cpu"}
     command = [sys.executable, "-m", "recipe.nodes", "demo"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert done.returncode == 2
     assert done.stderr == "recipe.nodes: RAY_ADDRESS=127.0.0.1:1: [Errno 111] Connection refused; is it a cluster's?\n"
 

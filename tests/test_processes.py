@@ -10,16 +10,18 @@ from pathlib import Path
 import psutil
 
 from common.processes import BOOT_ID, ProcessRecord, start_ticks, temporary_root
+from tests.conftest import HANGING_SECONDS
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
-def wait_until(condition, seconds=20):
-    """Poll a condition; fail if it does not come true."""
-    end = time.monotonic() + seconds
+def wait_until(condition, *processes, pause=0.05):
+    """Poll a condition; fail if it does not come true, or if a process that is to make it true has ended."""
+    end = time.monotonic() + HANGING_SECONDS
     while not condition():
+        assert all(process.poll() is None for process in processes), "a process ended"
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def test_stale_processes_are_ended_by_id_and_start_time(tmp_path):
@@ -49,12 +51,11 @@ from common.processes import ProcessRecord, become_subreaper
 become_subreaper()
 subprocess.run([sys.executable, "-c", "import subprocess, sys; subprocess.Popen({SLEEP!r}, start_new_session=True)"])
 record = ProcessRecord(Path({str(tmp_path)!r}))
-time.sleep(0.5)
 record.update()
 print(record.path.read_text(), flush=True)
 record.end_descendants()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGING_SECONDS)
     pids = [int(pid) for pid in json.loads(done.stdout)["processes"]]
     assert len(pids) == 1
     wait_until(lambda: not psutil.pid_exists(pids[0]))

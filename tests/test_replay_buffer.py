@@ -5,6 +5,7 @@ import random
 import pytest
 from omegaconf import OmegaConf
 
+from common.ray_start import prepare_ray_start
 from recipe.compose import compose
 
 PROMPTS, RESPONSES = 6, 8
@@ -16,6 +17,7 @@ def queue():
     import ray
     import transfer_queue
 
+    prepare_ray_start()
     ray.init(address="local", num_cpus=3, include_dashboard=False)
     transfer_queue.init(compose("demo", [], "cpu").transfer_queue)
     yield transfer_queue

@@ -15,7 +15,7 @@ from eval.statistics import interval, mean_interval
 from recipe.compose import compose
 from recipe.monitor.compute import compute
 from recipe.monitor.curves import BUDGETS, backbone
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 
 LENGTHS = {"mean": 900.4, "p10": 100.0, "p50": 800.0, "p90": 1500.0, "p99": 2000.0}
 LENGTHS |= {"right": [3, 1], "wrong": [0, 4], "edges": [0.0, 1000.0, 2000.0]}
@@ -198,7 +198,9 @@ def chromium(*arguments):
         "--enable-logging=stderr",
         "--virtual-time-budget=5000",
     ]
-    done = subprocess.run([browser, *options, *arguments], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [browser, *options, *arguments], capture_output=True, text=True, timeout=HANGING_SECONDS, check=True
+    )
     return done.stdout, done.stderr
 
 

@@ -17,11 +17,10 @@ import pytest
 from common.processes import ProcessRecord, scratch_folder, start_ticks
 from data_prep.prompt import DAPO_PREFIX, DAPO_SUFFIX
 from recipe.monitor.metrics import has_training, read_metrics
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
-SECONDS = 900
 # The smallest steps, 10 an epoch with 4 problems left out, and no validation.
 SIZES = ["data.train_max_samples=84", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
 SIZES += ["actor_rollout_ref.rollout.n=2", "data.max_response_length=8"]
@@ -56,23 +55,28 @@ def alive(pid, started):
     return False
 
 
+def sockets(folder):
+    """Return the sockets through which a run sends new weights."""
+    run = hashlib.sha256(str(folder / "attempt.jsonl").encode()).hexdigest()[:8]
+    return list(Path("/tmp").glob(f"rl-colocate-zmq-{run}-*"))
+
+
 def assert_nothing_is_left(recorded, folder):
     """No process that the run recorded (id to start) is alive, and none of its sockets is there."""
-    wait_until(lambda: not [pid for pid, started in recorded.items() if alive(pid, started)], seconds=30)
+    wait_until(lambda: not [pid for pid, started in recorded.items() if alive(pid, started)])
     assert not scratch_folder(folder).exists()
-    run = hashlib.sha256(str(folder / "attempt.jsonl").encode()).hexdigest()[:8]
-    assert not list(Path("/tmp").glob(f"rl-colocate-zmq-{run}-*"))
+    assert not sockets(folder)
 
 
 def test_kill_9_in_the_middle_then_the_same_command_finishes(fork_server):
     folder = experiment("test_kill")
-    env = fork_server | {"JUSTRL_EVAL": "--samples 1"}
-    first = subprocess.Popen(
-        command("test_kill", 6), cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    wait_until(lambda: 3 in read_metrics(folder / "metrics.jsonl"), seconds=SECONDS)
+    same = {"args": command("test_kill", 6), "cwd": ROOT, "env": fork_server | {"JUSTRL_EVAL": "--samples 1"}}
+    ended = {"capture_output": True, "text": True, "timeout": HANGING_SECONDS}
+    first = subprocess.Popen(**same, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_until(lambda: 3 in read_metrics(folder / "metrics.jsonl"), first)
+    logged_process(folder, "WorkerDict").suspend()  # or it would end while the second starts
 
-    second = subprocess.run(command("test_kill", 6), cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    second = subprocess.run(**same, **ended)
     assert second.returncode == 2
     assert f"a run is in progress in {folder.relative_to(ROOT)}: process " in second.stderr
     assert first.poll() is None, "the second start must harm nothing"
@@ -84,7 +88,7 @@ def test_kill_9_in_the_middle_then_the_same_command_finishes(fork_server):
     os.killpg(training.pid, signal.SIGKILL)
     first.wait()
 
-    done = subprocess.run(command("test_kill", 6), cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(**same, **ended)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "from step 2" in done.stdout or "from step 4" in done.stdout
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -97,7 +101,7 @@ def test_kill_9_in_the_middle_then_the_same_command_finishes(fork_server):
     assert_nothing_is_left(recorded, folder)
 
     started = time.monotonic()
-    again = subprocess.run(command("test_kill", 6), cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS)
+    again = subprocess.run(**same, **ended)
     assert again.returncode == 0
     assert "training already finished" in again.stdout
     assert again.stdout.count("all samples are there") == 2
@@ -108,7 +112,7 @@ def test_a_failing_run_names_its_cause(fork_server):
     experiment("test_failure")
     train = [".venv/bin/python", "-m", "recipe.train", *command("test_failure", 2)[1:]]
     train.append("actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=1")
-    done = subprocess.run(train, cwd=ROOT, env=fork_server, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(train, cwd=ROOT, env=fork_server, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert done.returncode == 1
     assert "training failed: ValueError" in done.stderr
     assert "KV cache" in done.stderr
@@ -122,19 +126,19 @@ def test_of_two_runs_at_once_one_survives_the_others_lost_engine(fork_server):
     for folder in folders:
         train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        steps = "trainer.total_training_steps=30"
+        steps = "trainer.total_training_steps=16"
         runs.append(subprocess.Popen([*train, steps], cwd=ROOT, env=fork_server, **pipes))
     lost, kept = runs
-    wait_until(lambda: 12 in read_metrics(folders[0] / "metrics.jsonl"), SECONDS)
+    wait_until(lambda: 4 in read_metrics(folders[0] / "metrics.jsonl"), *runs)
     server, worker = (logged_process(folders[0], name) for name in ("vLLMHttpServer", "WorkerDict"))
-    wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), SECONDS)
+    wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), lost)
     server.kill()
-    output, _ = lost.communicate(timeout=SECONDS)
+    output, _ = lost.communicate(timeout=HANGING_SECONDS)
     assert lost.returncode == 1, output
     assert "training failed: ray.exceptions.ActorDiedError" in output
-    output, _ = kept.communicate(timeout=SECONDS)
+    output, _ = kept.communicate(timeout=HANGING_SECONDS)
     assert kept.returncode == 0, output
-    assert max(read_metrics(folders[1] / "metrics.jsonl")) == 30
+    assert max(read_metrics(folders[1] / "metrics.jsonl")) == 16
 
 
 def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(fork_server):
@@ -144,14 +148,15 @@ def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(fork_s
     train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     run = subprocess.Popen([*train, "trainer.total_training_steps=30"], cwd=ROOT, env=fork_server, **pipes)
-    wait_until(lambda: 5 in read_metrics(folder / "metrics.jsonl"), SECONDS)
+    wait_until(lambda: 2 in read_metrics(folder / "metrics.jsonl"), run)
     core, worker = (logged_process(folder, name) for name in ("EngineCore", "WorkerDict"))
-    wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), SECONDS)
+    wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), run)
     core.suspend()
-    wait_until(lambda: worker.cmdline()[0].endswith("update_weights"), SECONDS)
-    time.sleep(1)  # the call is under way
+    wait_until(lambda: worker.cmdline()[0].endswith("update_weights"), run)
+    wait_until(lambda: sockets(folder), run)
+    time.sleep(1)  # the call, which the worker sent before it made its socket, is under way
     core.kill()
-    output, _ = run.communicate(timeout=SECONDS)
+    output, _ = run.communicate(timeout=HANGING_SECONDS)
     assert run.returncode == 1, output
     assert "the vLLM engine died while it took new weights" in (folder / "train.log").read_text(errors="replace")
 
@@ -194,7 +199,7 @@ def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=HANGING_SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     scores = json.loads((folder / "eval" / "step_2" / "scores.json").read_text())

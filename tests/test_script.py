@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_processes import wait_until
 
 SCRIPT = str(ROOT / "run_justrl.sh")
@@ -31,7 +31,7 @@ COMMANDS = [
 
 def run(*arguments):
     """Run a command in the repository's root to its end."""
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def on_slurm(tmp_path):
     def run(status="0", **variables):
         command = [SCRIPT, "demo", "--only", "train", "trainer.experiment_name=test_fake_slurm"]
         env = os.environ | slurm | {"PATH": path, "STATUS": status} | variables
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANGING_SECONDS)
         return done, (tmp_path / "calls").read_text().splitlines()
 
     return run
@@ -115,14 +115,14 @@ def on_slurm(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_to_the_script_alone_reaches_what_it_runs(tmp_path, number):
     stub = f'#!/usr/bin/env bash\n[ "$2" = recipe.train ] || exec {sys.executable} "$@"\necho $$ >{tmp_path}/pid\n'
-    (tmp_path / "python").write_text(stub + "exec sleep 100\n")
+    (tmp_path / "python").write_text(stub + "exec sleep 3600\n")
     (tmp_path / "python").chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "JUSTRL_SETUP": "0"}
     command = [SCRIPT, "demo", "--only", "train", "trainer.experiment_name=test_signal"]
     script = subprocess.Popen(command, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 120)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), script)
     script.send_signal(number)
-    assert script.wait(60) == 128 + number
+    assert script.wait(HANGING_SECONDS) == 128 + number
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
@@ -135,7 +135,7 @@ case "$2" in
   *) echo "$2 ${{JUSTRL_FORK_SERVER:-none}}" >>{folder}/stages ;;
 esac
 """
-LISTEN = "import socket, sys, time; socket.socket(socket.AF_UNIX).bind(sys.argv[1]); time.sleep(100)"
+LISTEN = "import socket, sys, time; socket.socket(socket.AF_UNIX).bind(sys.argv[1]); time.sleep(3600)"
 
 
 @pytest.mark.parametrize("listens", ["yes", ""])
@@ -145,7 +145,9 @@ def test_all_stages_share_a_fork_server_that_ends_with_the_script(tmp_path, list
     env = {name: value for name, value in os.environ.items() if name != "JUSTRL_FORK_SERVER"}
     env |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "JUSTRL_SETUP": "0", "JUSTRL_DEVICE": "cpu"}
     command = [SCRIPT, "demo", "trainer.experiment_name=test_stages"]
-    done = subprocess.run(command, env=env | {"LISTENS": listens}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=env | {"LISTENS": listens}, capture_output=True, text=True, timeout=HANGING_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     stages = dict(line.split() for line in (tmp_path / "stages").read_text().splitlines())
     server = stages["recipe.train"]

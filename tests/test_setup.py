@@ -14,7 +14,7 @@ import zipfile
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 
 # Answers as uv does where the machine has Python 3.11 and 3.12 with headers; FAILS names what it fails at.
 UV = """#!/usr/bin/env bash
@@ -60,7 +60,7 @@ def set_up(tmp_path):
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "CALLS": str(calls), "FAILS": fails}
         env |= {"PYTHON": str(tmp_path / "python3"), "VERSION": version, "JUSTRL_DEVICE": device, "CUDA_HOME": "/none"}
         command = [str(checkout / "scripts" / "setup_env.sh")]
-        done = subprocess.run(command, env=env | variables, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=env | variables, capture_output=True, text=True, timeout=HANGING_SECONDS)
         return done, calls.read_text().splitlines()
 
     return run
@@ -191,7 +191,7 @@ def pypi():
 def get_uv(folder, address):
     command = [sys.executable, "-I", str(ROOT / "scripts" / "get_uv.py"), str(folder)]
     env = {"JUSTRL_PYPI": address, "PATH": os.environ["PATH"]}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANGING_SECONDS)
 
 
 def test_any_python_fetches_uv(tmp_path, pypi):

@@ -21,19 +21,24 @@ PYTHON = """\
 [ "$2" = recipe.train ] || exec {python} "$@"
 {{ hostname; echo "$@"; env | grep -E '^(RAY|JUSTRL|SLURM_RESTART)_' | sort; echo; }} >>{folder}/trained
 trap 'echo terminated >>{folder}/trained; exit 1' TERM
-for _ in $(seq 600); do
+while :; do
   [ ! -f {folder}/plan ] || exit "$(cat {folder}/plan)"
   [ ! -f {run}/stop ] || {{ echo saved >>{folder}/trained; rm {run}/stop; exit 1; }}
   sleep 0.1
 done
 """
-# In place of `ray symmetric-run`: the node with the head's address runs the command.
+# In place of `ray symmetric-run`: the node with the head's address runs the command; the other ends with it.
 RAY = """\
 #!/usr/bin/env bash
 echo "$(hostname) $*" >>{folder}/started
-[[ " $(hostname -I)" == *" ${{3%:*}} "* ]] || exec sleep 1
+ended={folder}/ended.$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}
+if [[ " $(hostname -I)" != *" ${{3%:*}} "* ]]; then
+  until [ -f "$ended" ]; do sleep 0.1; done
+  exit
+fi
 while [ "$1" != -- ]; do shift; done
 "${{@:2}}"
+touch "$ended"
 echo "symmetric-run hides the status $?"
 """
 COMMAND = [str(ROOT / "run_justrl.sh"), "demo", "--only", "train", "trainer.experiment_name=test_slurm"]
@@ -95,9 +100,9 @@ def test_without_a_word_from_the_training_the_job_fails(slurm, stub):  # noqa: F
 def test_before_the_time_limit_it_saves_and_goes_back_into_the_queue(slurm, stub):  # noqa: F811
     folder, _ = stub
     job, out = submit(slurm, stub)
-    wait_until(lambda: (folder / "trained").exists(), seconds=60)
+    wait_until(lambda: (folder / "trained").exists())
     slurm.client("scancel", "--batch", "--signal=USR1", job)
-    wait_until(lambda: "saved" in (folder / "trained").read_text(), seconds=60)
+    wait_until(lambda: "saved" in (folder / "trained").read_text())
     slurm.wait(job, "PENDING")
     (folder / "plan").write_text("0")
     slurm.restart_now(job)
@@ -109,11 +114,12 @@ def test_before_the_time_limit_it_saves_and_goes_back_into_the_queue(slurm, stub
     assert f"Slurm job {job} on n[1-2], requeued 1 times" in said
 
 
+@pytest.mark.parametrize("slurm", [20], indirect=True)
 def test_when_its_first_node_dies_the_job_is_requeued_and_finds_the_node_at_another_address(slurm, stub):  # noqa: F811
     folder, _ = stub
     job, out = submit(slurm, stub)
     trained = folder / "trained"
-    wait_until(lambda: trained.exists() and "RAY_ADDRESS=" in trained.read_text(), seconds=60)
+    wait_until(lambda: trained.exists() and "RAY_ADDRESS=" in trained.read_text())
     slurm.end_node("n1")
     slurm.wait(job, "PENDING")  # by Slurm itself, when it has noticed
     slurm.move_node("n1", "10.77.0.99")
@@ -139,8 +145,11 @@ def test_other_versions_on_one_node_stop_the_job_before_anything_starts(slurm, s
     assert not (folder / "trained").exists()
 
 
-LISTEN = "import socket, time; s = socket.socket(); s.bind(('', 21000)); s.listen(); time.sleep(100)"
-TAKE_PORT = f'{sys.executable} -c "{LISTEN}" >/dev/null 2>&1 & sleep 1'
+LISTEN = "import socket, time; s = socket.socket(); s.bind(('', 21000)); s.listen(); time.sleep(3600)"
+TAKE_PORT = (
+    f'{sys.executable} -c "{LISTEN}" >/dev/null 2>&1 & '
+    "until (exec 3<>/dev/tcp/127.0.0.1/21000) 2>/dev/null; do sleep 0.1; done"
+)
 
 
 @pytest.mark.parametrize(

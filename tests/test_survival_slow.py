@@ -19,11 +19,11 @@ from common.locks import lock_holder
 from recipe.checkpoints import complete_checkpoints
 from recipe.compose import compose
 from recipe.monitor.metrics import has_training, read_metrics
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 from tests.slurm import missing
 from tests.test_cluster_slow import submit, wait_for_step, warm_slurm
 from tests.test_processes import wait_until
-from tests.test_run_slow import SECONDS, SIZES, assert_nothing_is_left, experiment, logged_process
+from tests.test_run_slow import SIZES, assert_nothing_is_left, experiment, logged_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 NAME = "test_survival"
@@ -103,15 +103,16 @@ KILLED = [*LOGGED, "a killed raylet"]
 def strike(run, kind, folder, since):
     """Do to a run, whose log begins at the byte `since`, what clusters do to runs; wait until it has ended."""
     ballast = folder / "checkpoints" / "ballast"
+    # It hears signals now, and has looked at the free space.
+    wait_until(lambda: lock_holder(folder).text.startswith(f"process {run.pid} "), run)
     if kind in KILLED:
-        wait_until(lambda: victim(folder, kind, since) or run.poll() is not None, SECONDS)
+        wait_until(lambda: victim(folder, kind, since), run)
         victim(folder, kind, since).kill()
     elif kind == "a full disk":
-        wait_until(lambda: fill(ballast) or run.poll() is not None, SECONDS)
+        wait_until(lambda: fill(ballast) or run.poll() is not None)
     else:
-        wait_until(lambda: lock_holder(folder).text.startswith(f"process {run.pid} "), SECONDS)  # it hears signals now
         run.send_signal(SIGNALS[kind])
-    output, _ = run.communicate(timeout=SECONDS)
+    output, _ = run.communicate(timeout=HANGING_SECONDS)
     if kind == "a full disk":
         ballast.unlink()
         assert f"(no space left in outputs/{NAME}/checkpoints; earlier checkpoints are kept)" in output
@@ -162,13 +163,13 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
             print(f"step {max(read_metrics(metrics))}, checkpoints {checkpoints(folder)}: requeued or cancelled")
             if number < 2:
                 slurm.restart_now(job)
-        slurm.wait(job, "CANCELLED", seconds=SECONDS)
+        slurm.wait(job, "CANCELLED")
     recorded = {}
     for step, kind in zip(steps[3:], kinds, strict=True):
         since = (folder / "train.log").stat().st_size
         run = start(folder, fork_server)
         # A step that an earlier life has reached is no wait at all: that fault hits the start.
-        wait_until(lambda: step in read_metrics(metrics) or run.poll() is not None, SECONDS)  # noqa: B023
+        wait_until(lambda: step in read_metrics(metrics) or run.poll() is not None)  # noqa: B023
         time.sleep(moments.uniform(0, 5))
         assert run.poll() is None, run.stdout.read()
         with contextlib.suppress(FileNotFoundError):  # it had not started any
@@ -176,7 +177,7 @@ def test_ten_faults_at_random_moments_change_neither_the_steps_nor_the_data(
         strike(run, kind, folder, since)
         print(f"step {max(read_metrics(metrics))}, checkpoints {checkpoints(folder)}: {kind}")
     run = start(folder, fork_server)
-    output, _ = run.communicate(timeout=SECONDS)
+    output, _ = run.communicate(timeout=HANGING_SECONDS)
     assert run.returncode == 0, output
 
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -216,18 +217,18 @@ def test_every_kept_checkpoint_can_be_exported_and_an_interrupted_export_again()
         pytest.skip("needs the run of the test above")
     export = [".venv/bin/python", "-m", "recipe.export", f"outputs/{NAME}", "--step"]
     first = subprocess.Popen([*export, "55"], cwd=ROOT, stdout=subprocess.DEVNULL)
-    wait_until(lambda: psutil.Process(first.pid).children(), SECONDS)
+    wait_until(lambda: psutil.Process(first.pid).children())
     merger = psutil.Process(first.pid).children()[0]
-    second = subprocess.run([*export, "60"], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    second = subprocess.run([*export, "60"], cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert (second.returncode, second.stdout) == (2, "")
     assert "in progress" in second.stderr
     first.kill()
     first.wait()
-    wait_until(lambda: not merger.is_running(), SECONDS)
+    wait_until(lambda: not merger.is_running())
     for step in (50, 55, 60):
-        done = subprocess.run([*export, str(step)], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run([*export, str(step)], cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS)
         assert done.returncode == 0, done.stderr
         assert (folder / "export" / f"step_{step}" / "model.safetensors").is_file()
-    gone = subprocess.run([*export, "45"], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    gone = subprocess.run([*export, "45"], cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert gone.returncode == 2
     assert gone.stderr.endswith("has no complete checkpoint of step 45; there are 50, 55, 60\n")

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from common.locks import lock_holder, run_lock
-from tests.conftest import ROOT
+from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_checkpoints import checkpoint
 
 CASE = ROOT / "tests" / "cases" / "metrics.jsonl"
@@ -35,7 +35,9 @@ def folder(tmp_path):
 
 def watch(*arguments):
     """Run the command with its output in a pipe."""
-    return subprocess.run([*WATCH, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*WATCH, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS
+    )
 
 
 def test_once_shows_values_checkpoint_and_that_nothing_runs(folder):
@@ -125,7 +127,7 @@ def test_a_config_that_cannot_be_read_is_one_line_and_status_2(folder):
     assert len(done.stderr.splitlines()) == 1
 
 
-def read_until(terminal, text, seconds=60):
+def read_until(terminal, text, seconds=HANGING_SECONDS):
     """Read from a terminal until `text` appears; fail if it does not."""
     seen, end = "", time.monotonic() + seconds
     while text not in seen:
@@ -164,7 +166,7 @@ def test_it_follows_and_an_interrupt_ends_it(folder, followed):
     log_step(folder, 3)
     read_until(terminal, "step 3 of 4")
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=HANGING_SECONDS) == 0
     assert "Traceback" not in read_until(terminal, "\x1b[?25h"), "the cursor is shown again"
 
 
@@ -173,4 +175,4 @@ def test_it_ends_with_the_run(folder, followed):
     read_until(terminal, "step 2 of 4")
     log_step(folder, 4)
     read_until(terminal, "step 4 of 4")
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=HANGING_SECONDS) == 0

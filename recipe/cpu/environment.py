@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM's engine runs the model itself, one process fewer
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than a tiny model's whole run
     "TQ_NUM_THREADS": "1",  # TransferQueue's default of 8 makes it warn at every call on a smaller machine
+    "PYTHONDONTWRITEBYTECODE": "",  # compiling what is imported again and again takes half of each process's start
     "OMP_NUM_THREADS": "1",  # rollout and agent loops share two cores; training takes them all, see recipe.cpu.platform
 }
 
@@ -68,4 +69,5 @@ def fork_server(socket: Path, variables: dict[str, str], log) -> Iterator[dict[s
 
 if __name__ == "__main__":  # python -m recipe.cpu.environment SOCKET: the fork server of a run
     os.environ.update(ENVIRONMENT)
+    sys.dont_write_bytecode = False  # also of its forks, whose imports are the same at each start
     fork_forever(sys.argv[1], *MODULES)
