@@ -14,10 +14,10 @@ from common.machine import Demand, device, in_use, lacks
 from common.models import check_model
 from common.progress import WARNING, ResponseProgress, output_into
 from eval.engines import GPU_OPTIONS, IN_FLIGHT, TRIES, ModelSettings, started_engines
-from eval.failures import EngineDown, EngineLost, Overflow, Refused, RequestFailed
+from eval.failures import EngineDown, EngineLost, NoAccess, Refused, RequestFailed
 
 BACKOFF_SECONDS = 1.0  # before a request's second try, and twice as long before its third
-REFUSALS = 8  # and no answer: the server refuses everybody, not one request
+REFUSALS = 8  # NoAccess, and no answer yet: it will be the same for all
 
 Failures = list[tuple[dict, RequestFailed]]  # records that were not answered, each with why
 
@@ -61,7 +61,7 @@ class Dispatcher:
             self.waiting.put_nowait(Request(record))
         self.failed: Failures = []
         self.answered, self.refused = False, 0
-        self.refusals = min(REFUSALS, len(records))  # before any answer, that end it
+        self.refusals = min(REFUSALS, len(records))  # that end it
         self.down: dict = {}  # engines that may recover, with the task that waits for it
         self.lost: dict = {}  # engines, with why
 
@@ -113,7 +113,7 @@ class Dispatcher:
             print(f"{WARNING}try {tries} of {TRIES} failed: {error}", flush=True)
             if isinstance(error, EngineDown) and engine not in self.down:
                 self.down[engine] = asyncio.ensure_future(self.recover(engine))
-            if tries == TRIES or isinstance(error, Overflow | Refused):
+            if tries == TRIES or isinstance(error, Refused):
                 self.fail(request.record, error)
             else:
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (tries - 1))
@@ -124,7 +124,7 @@ class Dispatcher:
 
     def fail(self, record: dict, error: RequestFailed) -> None:
         self.failed.append((record, error))
-        self.refused += isinstance(error, Refused)
+        self.refused += isinstance(error, NoAccess)
         if not self.answered and self.refused == self.refusals:
             raise ValueError(str(error))
 
@@ -146,7 +146,7 @@ async def answer_all(records: list[dict], engines: list, done: Callable[[dict, d
 
     Raises:
         RuntimeError: every engine is lost.
-        ValueError: the engines refuse every request.
+        ValueError: the servers refuse the key, the model or the address.
     """
     dispatcher = Dispatcher(records, engines, done)
     await dispatcher.run()

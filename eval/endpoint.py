@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar
 import openai
 from pydantic import BaseModel, Field, ValidationError
 
-from eval.failures import FINISHED, EngineDown, EngineLost, Overflow, Refused, RequestFailed
+from common.command import first_line
+from eval.failures import FINISHED, EngineDown, EngineLost, NoAccess, Overflow, Refused, RequestFailed
 
 ENDPOINT_SECONDS = 6 * 3600  # a response of 31,744 tokens on a busy server
 ANSWER_SECONDS = 30  # to a connection, or to a question for the models: longer, and a server does not answer
@@ -69,7 +70,7 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "body"
         text = shortened(body.decode(errors="replace"))
-        raise ValueError(f"the reply breaks the protocol: {place}: {first['msg']}: {text!r}") from error
+        raise ValueError(f"the reply breaks the protocol: {place}: {first['msg']}: {text!r}") from None
 
 
 def sample_of(body: bytes, names: set[str]) -> dict:
@@ -93,8 +94,8 @@ def reason(error: Exception) -> str:
     """Describe, in one line and with the fix where there is one, why a server did not answer."""
     if isinstance(error, openai.APIStatusError):
         return f"status {error.status_code}: {shortened(str(error.body))}{FIXES.get(error.status_code, '')}"
-    cause = f" ({shortened(str(error.__cause__))})" if isinstance(error, openai.APIConnectionError) else ""
-    return f"{error or type(error).__name__}{cause}"
+    cause = f" ({shortened(first_line(error.__cause__))})" if error.__cause__ else ""
+    return f"{first_line(error)}{cause}"
 
 
 def failure(error: Exception, where: str) -> RequestFailed:
@@ -102,6 +103,8 @@ def failure(error: Exception, where: str) -> RequestFailed:
     if isinstance(error, openai.APIStatusError):
         if "context length" in str(error.body):  # vLLM's words, and OpenAI's
             kind = Overflow
+        elif error.status_code in FIXES:
+            kind = NoAccess
         elif error.status_code < 500 and error.status_code not in TRANSIENT:
             kind = Refused
     return kind(f"{where}: {reason(error)}")
@@ -115,7 +118,7 @@ class Endpoint:
         try:
             self.client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=CLIENT_RETRIES)
         except Exception as error:  # its InvalidURL is no ValueError
-            raise ValueError(f"{url}: {error}; pass --endpoint http://HOST:PORT/v1") from error
+            raise ValueError(f"{url}: {first_line(error)}; pass --endpoint http://HOST:PORT/v1") from error
         self.model, self.sampling, self.url = model, sampling, url
         self.names = {model}  # that a reply may have
 

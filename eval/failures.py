@@ -7,12 +7,16 @@ class RequestFailed(Exception):
     """One request was not answered; it is tried again, and then counted as failed."""
 
 
-class Overflow(RequestFailed):
-    """A prompt is longer than the model's context: no use trying again."""
-
-
 class Refused(RequestFailed):
-    """A server refuses a request for good, such as for its key: no use trying again."""
+    """A request is refused: no use trying again."""
+
+
+class Overflow(Refused):
+    """A prompt is longer than the model's context."""
+
+
+class NoAccess(Refused):
+    """A server refuses the key, the model or the address: probably every request."""
 
 
 class EngineDown(RequestFailed):

@@ -6,18 +6,14 @@ import socket
 
 import pytest
 
-from eval import answering, endpoint, engines
+from eval import endpoint, engines
 from eval.answering import answer_all
 from eval.endpoint import Endpoint
 from eval.engines import TRIES
 from eval.failures import EngineLost, Overflow, Refused, RequestFailed
 
+pytestmark = pytest.mark.usefixtures("impatient")
 RECORDS = [{"seed": i, "prompt": "p"} for i in range(600)]
-
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr(answering, "BACKOFF_SECONDS", 0.001)
 
 
 class Answering:
