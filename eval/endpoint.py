@@ -25,6 +25,7 @@ FIXES = {
     403: "; set OPENAI_API_KEY to a key that may use the model",
     404: "; check --endpoint, which mostly ends with /v1, and --model",
 }
+CONTEXT = re.compile(r"context.(length|size|window)")  # the words of vLLM, SGLang, llama.cpp and OpenAI
 SNAPSHOT = re.compile(r"-\d{4}-\d\d-\d\d$")  # OpenAI adds a model's date to its name
 REASON_CHARACTERS = 200  # of a reply in a message
 
@@ -101,7 +102,7 @@ def reason(error: Exception) -> str:
 def failure(error: Exception, where: str) -> RequestFailed:
     kind = RequestFailed
     if isinstance(error, openai.APIStatusError):
-        if "context length" in str(error.body):  # vLLM's words, and OpenAI's
+        if CONTEXT.search(str(error.body)):
             kind = Overflow
         elif error.status_code in FIXES:
             kind = NoAccess
@@ -127,7 +128,7 @@ class Endpoint:
         try:
             reply = await self.client.models.with_raw_response.list(timeout=ANSWER_SECONDS)
             cards = parse(Models, reply.content).data
-        except (openai.OpenAIError, ValueError) as error:
+        except Exception as error:  # whatever a reply makes the client raise
             raise ValueError(f"{self.url}: does not answer as an OpenAI-compatible server: {reason(error)}") from error
         roots = {card.id: card.root for card in cards}
         if self.model not in roots:
@@ -150,7 +151,7 @@ class Endpoint:
             return sample_of(reply.content, self.names)
         except asyncio.TimeoutError:
             failed = RequestFailed(f"{self.url}: no answer in {ENDPOINT_SECONDS} s")
-        except (openai.OpenAIError, ValueError) as error:
+        except Exception as error:  # whatever a reply makes the client raise is this request's failure
             failed = failure(error, self.url)
         if not isinstance(failed, Overflow):
             try:

@@ -63,6 +63,11 @@ FAULTS = {name: (Answer(body), TRIES, says) for name, (body, says) in BODIES.ite
     "status 413": (Answer(status=413), 1, "status 413"),
     "status 422": (Answer({"detail": [{"msg": "no"}]}, 422), 1, "status 422: .*no"),
     "a long prompt": (Answer({"error": {"message": "the context length is 9"}}, 400), 1, "context length is 9"),
+    "a long prompt of another server": (
+        Answer({"error": {"message": "the request exceeds the available context size"}}, 400),
+        1,
+        "context size",
+    ),
     "a redirect that forgets the request": (
         Answer(status=302, Location="/v1/models"),
         TRIES,

@@ -7,7 +7,10 @@ import re
 import time
 
 import anyio
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval import endpoint
 from eval.endpoint import Endpoint, sample_of
@@ -31,7 +34,7 @@ def test_a_request_that_is_always_answered_with_a_fault_fails_and_the_others_fin
     assert re.search(says, str(error)), str(error)
     assert "\n" not in str(error)
     assert len(str(error)) < 500
-    assert isinstance(error, Overflow) == (name == "a long prompt")
+    assert isinstance(error, Overflow) == name.startswith("a long prompt")
 
 
 @pytest.mark.parametrize("name", [name for name, (_, sent, _) in FAULTS.items() if sent > 1])
@@ -71,6 +74,40 @@ def test_a_fault_that_passes_costs_nothing(name):
 )
 def test_what_the_protocol_leaves_open_is_a_sample(body, sample):
     assert tuple(sample_of(json.dumps(body).encode(), {MODEL}).values()) == sample
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["stop", "length"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=9), inner, max_size=2),
+    max_leaves=5,
+)
+PLACES = [
+    lambda value: value,
+    lambda value: reply(choices=value),
+    lambda value: reply(choices=[value]),
+    lambda value: reply(choices=choices(message=value)),
+    lambda value: reply(choices=choices(message={"content": value})),
+    lambda value: reply(choices=choices(finish_reason=value)),
+    lambda value: reply(model=value),
+    lambda value: reply(usage=value),
+    lambda value: reply(usage={"completion_tokens": value}),
+]
+
+
+@hypothesis.settings(derandomize=True, max_examples=300)
+@given(VALUES, st.sampled_from(PLACES), st.none() | st.integers(0, 150))
+def test_any_reply_is_a_sample_or_one_line(value, place, cut):
+    sample, problem = None, ""
+    try:
+        sample = sample_of(json.dumps(place(value)).encode()[:cut], {MODEL})
+    except ValueError as error:
+        problem = str(error)
+    assert "\n" not in problem
+    assert len(problem) < 500
+    if sample is not None:
+        assert isinstance(sample["response"], str)
+        assert sample["tokens"] is None or sample["tokens"] >= 0
+        assert sample["finish_reason"] in ("stop", "length")
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "text/html", "application/x-ndjson", ""])
