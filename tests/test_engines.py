@@ -6,10 +6,13 @@ import socket
 
 import pytest
 
-from eval import engines
+from eval import endpoint, engines
 from eval.answering import answer_all
-from eval.engines import TRIES, Endpoint, EngineLost, Overflow, RequestFailed
+from eval.endpoint import Endpoint
+from eval.engines import TRIES
+from eval.failures import EngineLost, Overflow, Refused, RequestFailed
 
+pytestmark = pytest.mark.usefixtures("impatient")
 RECORDS = [{"seed": i, "prompt": "p"} for i in range(600)]
 
 
@@ -47,7 +50,7 @@ def test_a_lost_engines_records_go_to_another():
         answer([Answering(lambda record: EngineLost("gone"))])
 
 
-@pytest.mark.parametrize(("error", "most"), [(RequestFailed, TRIES), (Overflow, 1)])
+@pytest.mark.parametrize(("error", "most"), [(RequestFailed, TRIES), (Overflow, 1), (Refused, 1)])
 def test_a_failing_record_is_tried_again_where_that_may_help_and_then_named(error, most):
     tries = []
 
@@ -60,6 +63,12 @@ def test_a_failing_record_is_tried_again_where_that_may_help_and_then_named(erro
     assert len(tries) == most
 
 
+def test_a_few_requests_go_to_all_engines():
+    served = [Answering(), Answering()]
+    assert answer(served, RECORDS[:10]) == (list(range(10)), [])
+    assert [engine.answered for engine in served] == [5, 5]
+
+
 def test_what_the_caller_raises_ends_it():
     def full(record, result):
         raise OSError("no space left")
@@ -68,7 +77,8 @@ def test_what_the_caller_raises_ends_it():
         asyncio.run(answer_all(RECORDS, [Answering()], full))
 
 
-def test_a_dead_server_does_not_eat_the_queue_of_a_living_engine():
+def test_a_dead_server_does_not_eat_the_queue_of_a_living_engine(monkeypatch):
+    monkeypatch.setattr(endpoint, "RESTART_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
 
