@@ -7,8 +7,7 @@ import re
 from fractions import Fraction
 from itertools import accumulate
 
-from .notation import GAP, RELATION, TEXT, normalise
-from .units import apart
+from .notation import GAP, RELATION, TEXT, normalise, without_units
 
 # The limits are far above what the reference answers of the nine benchmarks have: 210 characters, brackets 4 deep,
 # numbers of 11 digits, lists of 18 members.
@@ -66,14 +65,16 @@ def read(answer: str, is_list: bool = False) -> tuple[str, set[str]]:
     """
     if INTEGER.fullmatch(answer) and answer.isascii():
         return answer, set()
-    text, units = apart(normalise(answer))
+    text, units = without_units(normalise(answer))
     text = TEXT.sub(_words, text)
-    text = re.sub(rf"(?<!\d)(\d{{1,3}})((?: \d{{3}})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)
+    text = re.sub(r"(?<!\d)(\d{1,3})((?: \d{3})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)
     text = re.sub(r"(?<=\d) (\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
     text = GAP.join(text.replace(GAP, " ").split())
     text = re.sub(rf"(?<=[^.])\.{GAP}*$", "", text).strip(GAP)
-    while text[:1] + text[-1:] in ("{}", "()") and _one_pair(text) and (
-        text[0] == "{" or len(split_top(text[1:-1], ",")) == 1
+    while (
+        text[:1] + text[-1:] in ("{}", "()")
+        and _one_pair(text)
+        and (text[0] == "{" or len(split_top(text[1:-1], ",")) == 1)
     ):
         text = text[1:-1].strip(GAP)
     if not is_list and (match := GROUPED.fullmatch(text)):
@@ -106,9 +107,9 @@ def split_top(text: str, separator: str) -> list[str]:
     parts, start = [], 0
     for i, depth in enumerate(_depths(text)):
         if depth == 0 and text.startswith(separator, i):
-            parts.append(text[start:i])
+            parts.append(text[start:i].strip())
             start = i + len(separator)
-    return [*parts, text[start:]]
+    return [*parts, text[start:].strip()]
 
 
 def shape_and_members(text: str) -> tuple[str, list[str]]:

@@ -17,8 +17,8 @@ from .answers import (
     shape_and_members,
     split_top,
 )
+from .notation import unit_of
 from .sandbox import POOL
-from .units import unit_of
 
 CORRECT = ("match", "equivalent")
 

@@ -33,7 +33,8 @@ def _package() -> str:
 
 
 strict, answers, comparison, notation, sandbox = (
-    importlib.import_module(f"{_package()}.{name}") for name in ("justrl", "answers", "comparison", "notation", "sandbox")
+    importlib.import_module(f"{_package()}.{name}")
+    for name in ("justrl", "answers", "comparison", "notation", "sandbox")
 )
 
 OUTCOMES = ("match", "equivalent", "wrong", "no_box", "unparsable", "refused", "timed_out", "crashed", "unusable_truth")
@@ -43,7 +44,9 @@ TIMEOUT_FRACTION, TIMEOUT_AFTER = 0.01, 500
 
 # A negation, or a prime or quotation mark, makes another answer of the same digits.
 NEGATION = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|['\"]|\\prime")
-AMBIGUOUS = re.compile(r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|sim(?:eq)?|cong|cap)(?![a-zA-Z])")
+AMBIGUOUS = re.compile(
+    r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|sim(?:eq)?|cong|cap)(?![a-zA-Z])"
+)
 ANGLES = re.compile("degree|grad|rev")
 
 COUNTS: Counter = Counter()
