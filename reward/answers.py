@@ -28,7 +28,7 @@ REVERSED = {">": "<", r"\ge": r"\le", r"\geq": r"\leq"}
 RECURRING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 # With spaces between the groups it is a list.
 GROUPED = re.compile(r"([^,]*=\W*)?(-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?:\\?%)?)")
-ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}")
+ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}(?!\d)")
 NUMBER = re.compile(r"([+-]?(?=\.?\d)\d*\.?\d*)(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
 FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|([+-]?\d+)/(\d+)")
 # A factorial of a factorial, or of a bracket without a letter: nothing bounds its size.
@@ -42,7 +42,8 @@ MODULO = re.compile(r"([^\\]+)\(?\\[bp]?mod\{?(\d+)\}?\)?")
 # What may stand before an equals sign: not e, i or pi, which are numbers, nor a command such as \not.
 NAME = re.compile(
     r"(?:[a-df-hj-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|rho|sigma|tau|omega)|\{[a-zA-Z]\}"
-    r"|\\(?:vec|overrightarrow|mathcal|mathbb) ?(?:[a-zA-Z]|\{[a-zA-Z]{1,2}\}))(?:_(?:\w+|\{[\w,]+\}))?(?:\([a-zA-Z]\))?"
+    r"|\\(?:vec|overrightarrow|mathcal|mathbb) ?(?:[a-zA-Z]|\{[a-zA-Z]{1,2}\}))"
+    r"(?:_(?:\w+|\{[\w,]+\}))?(?:\([a-zA-Z]\))?"
 )
 EXPONENT = re.compile(r"\^\{?\s*([+-]?\d+)|(\d+)\s*!")
 MATRIX = re.compile(r"[(\[]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}[)\]]?")
@@ -80,7 +81,8 @@ def read(answer: str, is_list: bool = False) -> tuple[str, set[str]]:
     if not is_list and (match := GROUPED.fullmatch(text)):
         text = (match[1] or "") + match[2].replace(",", "")
     text = re.sub(rf"(?<!\\)(\\[a-zA-Z]+){GAP}+(?=[a-zA-Z])", r"\1 ", text)  # \pi x is not \pix
-    text = re.sub(rf"(?<!\d){GAP}+|(?<=\\log_\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
+    text = re.sub(rf"(?<=\\(?:log_|sin\^|cos\^|tan\^))(\d){GAP}+(?=\d)", r"{\1}", text)
+    text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
     text = re.sub(r"(?:^|(?<=\\cup)|(?<=\\cup ))[a-zA-Z]\\in(?![a-z])", "", text)
     return ONE_CHARACTER.sub(r"\1", text), units
 
@@ -125,8 +127,8 @@ def shape_and_members(text: str) -> tuple[str, list[str]]:
     listed = split_top(text, ",")
     if len(listed) > 1:
         return "{}", listed
-    if text.count(r"\pm") == 1:
-        before, after = text.split(r"\pm")
+    if len(sides := re.split(r"\\pm(?![a-zA-Z])", text)) == 2:
+        before, after = sides
         return "{}", [f"{before}+{after}".lstrip("+"), f"{before}-{after}"]
     inner = split_top(text[1:-1], ",") if text[:1] in ("(", "[") and text[-1:] in (")", "]") else []
     return (text[0] + text[-1], inner) if len(inner) > 1 else ("", [text])

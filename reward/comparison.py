@@ -113,10 +113,12 @@ def _letters(text: str) -> set[str]:
 
 def _same_words(answer: str, reference: str) -> bool:
     words = [match[2] if (match := TEXT.fullmatch(text)) else text for text in (answer, reference)]
+    if unit_of(words[0]) == unit_of(words[1]) is not None:
+        return True
     bare = [re.sub(r"\s", "", word.strip("()")) for word in words]
-    if len(words[1]) == 1:
-        return bare[0] == bare[1]  # of one letter: kelvin is not a prefix, k; but any case names the choice (C)
-    return bare[0].lower() == bare[1].lower() or (unit_of(words[0]) or "") == unit_of(words[1])
+    if len(words[1]) == 1:  # kelvin is not the prefix k; but a choice, (C), has any case
+        return bare[0] == bare[1]
+    return bare[0].lower() == bare[1].lower()
 
 
 def _exact(text: str) -> str:

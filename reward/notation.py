@@ -24,21 +24,24 @@ ANY_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 BARE_BOX = re.compile(r"\\[a-zA-Z]+(?![a-zA-Z{\[])|[^\\{}\s$](?=[.,;:!]?(?:\s|$)|\$|\\[)\]])")
 
 TEXT_COMMANDS = "text|mbox|textbf|textrm|textit|operatorname|mathrm"
+CONTENT = r"(?:[^{}]|\^\{-?\d\})*"
 POWER = r"(?:\^\{?(-?\d)\}?)?"
-TEXT = re.compile(rf"\\({TEXT_COMMANDS})\{{([^{{}}]*)\}}{POWER}")
+TEXT = re.compile(rf"\\({TEXT_COMMANDS})\{{({CONTENT})\}}{POWER}")
 RELATION = re.compile(r"(\\leq?(?![a-zA-Z])|\\geq?(?![a-zA-Z])|[<>])")
 
 WORDS = {word: unit for unit, words in TABLES["units"].items() for word in words.split()}
 SYMBOLS = {word: unit for unit, words in TABLES["units_in_text_commands"].items() for word in words.split()}
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 TOKEN = re.compile(r"([a-zA-ZµΩ]+)\.?|\^\{?(-?\d)\}?|(/)")
-IN_COMMAND = rf"(?:\\mu *)?\\(?:{TEXT_COMMANDS})\{{[^{{}}]*\}}(?:\^\{{?-?\d\}}?)?"
+IN_COMMAND = rf"(?:\\mu *)?\\(?:{TEXT_COMMANDS})\{{{CONTENT}\}}(?:\^\{{?-?\d\}}?)?"
 TEXT_FRACTION = re.compile(rf"\\frac\{{({IN_COMMAND})\}}\{{({IN_COMMAND})\}}")
 TEXT_UNIT = re.compile(rf"(?:[ {GAP}]*(?:/|\\cdot|\\times)?[ {GAP}]*{IN_COMMAND})+")
 # At the end of an answer or of a member of a list.
 PLAIN = r"[a-zA-Z]+\.?(?:\^\{?-?\d\}?)?"
+FIRST = rf"(?=(?i:{'|'.join([*WORDS, *POWERS, 'per'])})(?![a-zA-Z])|[a-zA-Z]+ */)"
 PLAIN_UNIT = re.compile(
-    rf"(?<![a-zA-Z\\_^{{]){PLAIN}(?:(?: *[/-] *| +| *\\cdot *){PLAIN})*(?=[ {GAP}]*(?:[,)\]]|\\\}}|\.?[ {GAP}]*$))"
+    rf"(?<![a-zA-Z\\_^{{]){FIRST}{PLAIN}(?:(?: *[/-] *| +| *\\cdot *){PLAIN})*"
+    rf"(?=[ {GAP}]*(?:[,)\]]|\\\}}|\.?[ {GAP}]*$))"
 )
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 

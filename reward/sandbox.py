@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ ANSWERS = ("equivalent", "wrong", "unparsable", "unusable_truth")
 # An honest comparison takes milliseconds; the slowest of 1,646 reference answers against an incorrect one took 5 s.
 # Of processor time: on a loaded machine an honest one would miss a deadline by the clock.
 DEADLINE_SECONDS = 3.0
+TICK_SECONDS = 0.01  # of the kernel's timer, which less would not start
 PATIENCE_SECONDS = 30.0  # by the clock, for a worker that waits for something
-# What is left of it to the response that a thread compares; unset outside `one_deadline`.
-LEFT_SECONDS: ContextVar[float] = ContextVar("LEFT_SECONDS")
+LEFT: ContextVar[list[float]] = ContextVar("LEFT")  # seconds, of the response that a thread compares
 START_SECONDS = 120.0
 WORKER_BYTES = 2 * 2**30
 WORKERS = max(1, min(4, os.cpu_count() or 1))
@@ -39,12 +39,12 @@ WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 @contextmanager
 def one_deadline() -> Iterator[None]:
-    """Let all questions of this thread share one deadline: those of one response."""
-    token = LEFT_SECONDS.set(DEADLINE_SECONDS)
+    """Let all questions of this thread, those of one response, share one deadline."""
+    token = LEFT.set([DEADLINE_SECONDS])
     try:
         yield
     finally:
-        LEFT_SECONDS.reset(token)
+        LEFT.reset(token)
 
 
 class Worker:
@@ -108,17 +108,16 @@ class Pool:
 
     def ask(self, answer: str, reference: str) -> str:
         """Compare two formulas in a worker; the clock starts when the worker has the question."""
-        seconds = LEFT_SECONDS.get(DEADLINE_SECONDS)
-        if seconds <= 0:
+        left = LEFT.get([DEADLINE_SECONDS])
+        if left[0] < TICK_SECONDS:
             return "timed_out"
         worker, kept = self.idle.get(), None
         try:
             if worker is None or worker.process.poll() is not None:
                 worker = Worker(self.script, self.answers)
             self.started = True
-            outcome, used = worker.ask(answer, reference, seconds)
-            if LEFT_SECONDS in copy_context():
-                LEFT_SECONDS.set(seconds - used)
+            outcome, used = worker.ask(answer, reference, left[0])
+            left[0] -= used
             if outcome in ("timed_out", "crashed"):
                 worker.end()
             else:
