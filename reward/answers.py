@@ -114,6 +114,12 @@ def split_top(text: str, separator: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
+def _both_signs(text: str) -> list[str]:
+    """Return both values of a plus-minus, or the one value."""
+    before, *after = re.split(r"\\pm(?![a-zA-Z])", text)
+    return [f"{before}+{after[0]}".lstrip("+"), f"{before}-{after[0]}"] if len(after) == 1 else [text]
+
+
 def shape_and_members(text: str) -> tuple[str, list[str]]:
     """Return the shape of an answer and its members: "()", "[)" and so on, "{}" for a bare list too, "" for a value."""
     if match := MATRIX.fullmatch(text):
@@ -122,14 +128,10 @@ def shape_and_members(text: str) -> tuple[str, list[str]]:
     union = split_top(text, r"\cup")
     if len(union) > 1:
         return "union", union
-    if text.startswith(r"\{") and text.endswith(r"\}"):
-        return "{}", split_top(text[2:-2], ",")
-    listed = split_top(text, ",")
-    if len(listed) > 1:
+    braces = text.startswith(r"\{") and text.endswith(r"\}")
+    listed = [value for part in split_top(text[2:-2] if braces else text, ",") for value in _both_signs(part)]
+    if braces or len(listed) > 1:
         return "{}", listed
-    if len(sides := re.split(r"\\pm(?![a-zA-Z])", text)) == 2:
-        before, after = sides
-        return "{}", [f"{before}+{after}".lstrip("+"), f"{before}-{after}"]
     inner = split_top(text[1:-1], ",") if text[:1] in ("(", "[") and text[-1:] in (")", "]") else []
     return (text[0] + text[-1], inner) if len(inner) > 1 else ("", [text])
 

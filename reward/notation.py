@@ -35,7 +35,7 @@ POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 TOKEN = re.compile(r"([a-zA-ZµΩ]+)\.?|\^\{?(-?\d)\}?|(/)")
 IN_COMMAND = rf"(?:\\mu *)?\\(?:{TEXT_COMMANDS})\{{{CONTENT}\}}(?:\^\{{?-?\d\}}?)?"
 TEXT_FRACTION = re.compile(rf"\\frac\{{({IN_COMMAND})\}}\{{({IN_COMMAND})\}}")
-TEXT_UNIT = re.compile(rf"(?:[ {GAP}]*(?:/|\\cdot|\\times)?[ {GAP}]*{IN_COMMAND})+")
+TEXT_UNIT = re.compile(rf"(?:[ {GAP}]*(?:(?:/|\\cdot|\\times)[ {GAP}]*)?{IN_COMMAND})+")
 # At the end of an answer or of a member of a list.
 PLAIN = r"[a-zA-Z]+\.?(?:\^\{?-?\d\}?)?"
 FIRST = rf"(?=(?i:{'|'.join([*WORDS, *POWERS, 'per'])})(?![a-zA-Z])|[a-zA-Z]+ */)"
