@@ -3,6 +3,7 @@
 Text rules and exact arithmetic alone; nothing here evaluates an answer.
 """
 
+import functools
 import re
 from fractions import Fraction
 from itertools import accumulate
@@ -58,14 +59,15 @@ def tidy(answer: str) -> str:
     return read(answer)[0]
 
 
-def read(answer: str, is_list: bool = False) -> tuple[str, set[str]]:
+@functools.lru_cache(maxsize=2**14)
+def read(answer: str, is_list: bool = False) -> tuple[str, frozenset[str]]:
     """Return an answer as `tidy` does, and its units.
 
     Args:
         is_list: every comma separates members: 7,112 is two numbers.
     """
     if INTEGER.fullmatch(answer) and answer.isascii():
-        return answer, set()
+        return answer, frozenset()
     text, units = without_units(normalise(answer))
     text = TEXT.sub(_words, text)
     text = re.sub(r"(?<!\d)(\d{1,3})((?: \d{3})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)
@@ -146,6 +148,8 @@ def as_interval(text: str) -> str:
     if text == r"\mathbb{R}":
         return r"(-\infty,\infty)"
     parts = [part.strip() for part in RELATION.split(text)]
+    if len(parts) == 1:
+        return text
     if all(part in REVERSED for part in parts[1::2]):
         parts = [REVERSED.get(part, part) for part in reversed(parts)]
     variables = [bool(NAME.fullmatch(part)) for part in parts]

@@ -74,6 +74,8 @@ def compare_answers(
 
 def _without_names(answer: str, reference: str) -> tuple[str, str] | None:
     """Return both without the name of a collection before it: `P=(1,2)`, `(x,y)=(1,2)`; None if the names differ."""
+    if "=" not in answer + reference:
+        return answer, reference
     names, values = [], []
     for text in (answer, reference):
         name, *value = split_top(text, "=")

@@ -4,6 +4,7 @@ r"""One notation for what LaTeX and Unicode write in several ways, the units of 
 symbols; those of `units_in_text_commands` count in \text{} alone, since 5 mg may be five times m times g.
 """
 
+import functools
 import json
 import re
 import unicodedata
@@ -25,19 +26,20 @@ BARE_BOX = re.compile(r"\\[a-zA-Z]+(?![a-zA-Z{\[])|[^\\{}\s$](?=[.,;:!]?(?:\s|$)
 
 TEXT_COMMANDS = "text|mbox|textbf|textrm|textit|operatorname|mathrm"
 CONTENT = r"(?:[^{}]|\^\{-?\d\})*"
-POWER = r"(?:\^\{?(-?\d)\}?)?"
+POWER = r"(?:\^(-?\d|\{-?\d\}))?"
 TEXT = re.compile(rf"\\({TEXT_COMMANDS})\{{({CONTENT})\}}{POWER}")
 RELATION = re.compile(r"(\\leq?(?![a-zA-Z])|\\geq?(?![a-zA-Z])|[<>])")
+INTERVAL = re.compile(RELATION.pattern + r"|\\in(?:fty)?(?![a-zA-Z])")
 
 WORDS = {word: unit for unit, words in TABLES["units"].items() for word in words.split()}
 SYMBOLS = {word: unit for unit, words in TABLES["units_in_text_commands"].items() for word in words.split()}
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 TOKEN = re.compile(r"([a-zA-ZµΩ]+)\.?|\^\{?(-?\d)\}?|(/)")
-IN_COMMAND = rf"(?:\\mu *)?\\(?:{TEXT_COMMANDS})\{{{CONTENT}\}}(?:\^\{{?-?\d\}}?)?"
+IN_COMMAND = rf"(?:\\mu *)?\\(?:{TEXT_COMMANDS})\{{{CONTENT}\}}(?:\^(?:-?\d|\{{-?\d\}}))?"
 TEXT_FRACTION = re.compile(rf"\\frac\{{({IN_COMMAND})\}}\{{({IN_COMMAND})\}}")
 TEXT_UNIT = re.compile(rf"(?:[ {GAP}]*(?:(?:/|\\cdot|\\times)[ {GAP}]*)?{IN_COMMAND})+")
 # At the end of an answer or of a member of a list.
-PLAIN = r"[a-zA-Z]+\.?(?:\^\{?-?\d\}?)?"
+PLAIN = r"[a-zA-Z]+\.?(?:\^(?:-?\d|\{-?\d\}))?"
 FIRST = rf"(?=(?i:{'|'.join([*WORDS, *POWERS, 'per'])})(?![a-zA-Z])|[a-zA-Z]+ */)"
 PLAIN_UNIT = re.compile(
     rf"(?<![a-zA-Z\\_^{{]){FIRST}{PLAIN}(?:(?: *[/-] *| +| *\\cdot *){PLAIN})*"
@@ -70,6 +72,7 @@ def _in_ascii(text: str) -> str:
     return "".join(parts)
 
 
+@functools.lru_cache(maxsize=2**14)
 def normalise(answer: str) -> str:
     """Return an answer in the one notation; units and text stay."""
     text = answer.strip()
@@ -79,7 +82,7 @@ def normalise(answer: str) -> str:
         return text
     for pattern, replacement in SYNONYMS:
         text = pattern.sub(replacement, text)
-    sets = r"\infty" in text or RELATION.search(text)  # which "or" unites and "and" intersects
+    sets = INTERVAL.search(text)  # which "or" unites and "and" intersects
     return text.replace(r"\lor", r"\cup" if sets else ",").replace(r"\land", r"\cap" if sets else ",")
 
 
@@ -107,7 +110,7 @@ def unit_of(phrase: str) -> str | None:
     return " ".join(f"{name}^{count}" for name, count in sorted(powers.items())) or None
 
 
-def without_units(text: str) -> tuple[str, set[str]]:
+def without_units(text: str) -> tuple[str, frozenset[str]]:
     """Return a text in the one notation without its units, and the units; one without a number is an answer itself."""
     found = set()
 
@@ -127,5 +130,5 @@ def without_units(text: str) -> tuple[str, set[str]]:
         rest = rest.replace(r"^\circ", GAP)
         found.add("degree")
     if not rest.strip(f" {GAP}"):
-        return text, set()
-    return rest, found | ({"percent"} if "%" in rest else set())
+        return text, frozenset()
+    return rest, frozenset([*found, *(["percent"] if "%" in rest else [])])

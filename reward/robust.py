@@ -47,7 +47,7 @@ NEGATION = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|['\"]|\\prime")
 AMBIGUOUS = re.compile(
     r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|sim(?:eq)?|cong|cap)(?![a-zA-Z])"
 )
-ANGLES = re.compile("degree|grad|rev")
+ANGLES = {"degree", "grad^1", "rev^1"}
 
 COUNTS: Counter = Counter()
 
@@ -85,8 +85,7 @@ def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> t
         return "wrong", answer
     if units and reference_units and units != reference_units:
         return "wrong", answer
-    is_number = all(answers.exact_value(answers.PERCENT.sub("", member)) is not None for member in members)
-    if ANGLES.search(" ".join(units)) and not reference_units and not is_number:
+    if not reference_units and ANGLES & units and any(answers.exact_value(member) is None for member in members):
         return "wrong", answer  # pi/3 is in radians
     tolerance = answers.exact_value(str(parsed.get("tolerance") or 0)) or Fraction(0)
     required = parsed.get("required_count") or parsed.get("asked") or 0  # its name in files prepared before
