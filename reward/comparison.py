@@ -150,7 +150,7 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
     ours, theirs = exact_value(answer), exact_value(reference)
     if ours is not None and theirs is not None:
         return "equivalent" if abs(ours - theirs) <= tolerance else "wrong"
-    indexed = INDEXED.search(answer) or INDEXED.search(reference)
+    indexed = INDEXED.search(answer + reference)
     bare = INDEXED.sub("", answer)
     if (theirs is not None and MARKED.search(bare)) or r"\ldots" in reference:
         return "wrong"
@@ -159,9 +159,12 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
     letters, reference_letters = _letters(answer), _letters(reference)
     if _letters(answer.lower()) == _letters(reference.lower()) and letters != reference_letters:
         return "wrong"  # R is not r; math-verify takes them for the same
-    if not indexed and (letters ^ reference_letters) - {"e", "i"}:
-        return "wrong"  # 5m is not 5; math-verify takes m for a unit
     if any(len(places) > MAX_DECIMAL_PLACES for places in DECIMAL_PART.findall(answer)):
         return "wrong"
     answer, reference = _exact(answer), _exact(reference)
-    return "wrong" if r"\circ" in answer + reference else POOL.ask(answer, reference)
+    if r"\circ" in answer + reference:
+        return "wrong"
+    outcome = POOL.ask(answer, reference)
+    if outcome == "equivalent" and not indexed and (letters ^ reference_letters) - {"e", "i"}:
+        return "wrong"  # 5m is not 5; math-verify takes m for a unit
+    return outcome

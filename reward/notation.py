@@ -22,7 +22,7 @@ GAP = "\u00a6"  # stands where something was removed, so that 3 4 is not 34; a t
 
 ANY_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 # \boxed 8 boxes one sign. Where more follows at once, as in \boxed 34, LaTeX boxes something else than what is meant.
-BARE_BOX = re.compile(r"\\[a-zA-Z]+(?![a-zA-Z{\[])|[^\\{}\s$](?=[.,;:!]?(?:\s|$)|\$|\\[)\]])")
+BARE_BOX = re.compile(r"\\[a-zA-Z]+(?![a-zA-Z{\[])|[^\\{}\s$](?=[.,;:!]?(?:\s|$)|[$}]|\\[)\]])")
 
 TEXT_COMMANDS = "text|mbox|textbf|textrm|textit|operatorname|mathrm"
 CONTENT = r"(?:[^{}]|\^\{-?\d\})*"

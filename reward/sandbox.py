@@ -74,18 +74,19 @@ class Worker:
             return None
         return self.process.stdout.readline().decode().strip()
 
-    def ask(self, answer: str, reference: str, seconds: float) -> tuple[str, float]:
-        """Return the outcome and the processor time that it took."""
+    def ask(self, answer: str, reference: str, seconds: float = DEADLINE_SECONDS) -> str:
+        self.used_seconds = seconds  # of processor time, where the question has no answer
         try:
             self.process.stdin.write(json.dumps([seconds, answer, reference]).encode() + b"\n")
         except OSError:
-            return "crashed", 0.0
+            return "crashed"
         line = self._line(PATIENCE_SECONDS)
         outcome, _, used = (line or "").partition(" ")
         if outcome in self.answers:
-            return outcome, float(used)
+            self.used_seconds = float(used)
+            return outcome
         late = line is None or self.process.wait(PATIENCE_SECONDS) == -signal.SIGPROF
-        return "timed_out" if late else "crashed", seconds
+        return "timed_out" if late else "crashed"
 
     def end(self) -> None:
         with self.process:  # closes its pipes and waits for it
@@ -116,8 +117,8 @@ class Pool:
             if worker is None or worker.process.poll() is not None:
                 worker = Worker(self.script, self.answers)
             self.started = True
-            outcome, used = worker.ask(answer, reference, left[0])
-            left[0] -= used
+            outcome = worker.ask(answer, reference, left[0])
+            left[0] -= worker.used_seconds
             if outcome in ("timed_out", "crashed"):
                 worker.end()
             else:
