@@ -88,7 +88,7 @@ def normalise(answer: str) -> str:
 
 def unit_of(phrase: str) -> str | None:
     """Return a unit in one form, `m^1 s^-2` for `meters per second squared`; None if a word is no unit."""
-    phrase = re.sub(rf"\\cdot|\\times|[{GAP}*]|-(?!\d)", " ", phrase)
+    phrase = re.sub(rf"\\cdot|\\times|[{GAP}*()]|-(?!\d)", " ", phrase)
     phrase = re.sub(r"\\mu\s*", "µ", phrase).replace(r"\Omega", "Ω")
     if TOKEN.sub("", phrase).strip():
         return None
