@@ -61,7 +61,8 @@ def compare_answers(
     if not shape and not given_shape:
         return _compare_values(answer, reference, tolerance)
     shapes = {shape, given_shape}
-    alike = shape == given_shape or (kind == "tuple" and shapes == {"{}", "()"})
+    ordered = kind == "tuple" and shapes == {"{}", "()"} and not answer.startswith(r"\{")
+    alike = shape == given_shape or ordered
     alike = alike or (required_count == 1 and shapes == {"{}", ""})
     if not alike or len(given) != (required_count or len(wanted)) or len(given) > MAX_MEMBERS:
         return "wrong"
