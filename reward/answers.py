@@ -100,7 +100,7 @@ def _one_pair(text: str) -> bool:
 
 def _words(match: re.Match) -> str:
     words = match[2].replace(GAP, " ").split()
-    if match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
+    if not words or match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
         return f" {''.join(words)} "
     words[-1:] = [word.rstrip(".") or word for word in words[-1:]]
     return rf"\text{{{' '.join(words)}}}" + (f"^{match[3]}" if match[3] else "")

@@ -88,7 +88,7 @@ def normalise(answer: str) -> str:
 
 def unit_of(phrase: str) -> str | None:
     """Return a unit in one form, `m^1 s^-2` for `meters per second squared`; None if a word is no unit."""
-    phrase = re.sub(rf"\\cdot|\\times|[{GAP}*()]|-(?!\d)", " ", phrase)
+    phrase = re.sub(rf"\\cdot|\\times|[{GAP}*]|-(?!\d)", " ", re.sub(r"/ *\((.*)\)", r"/\1", phrase))
     phrase = re.sub(r"\\mu\s*", "µ", phrase).replace(r"\Omega", "Ω")
     if TOKEN.sub("", phrase).strip():
         return None
@@ -129,6 +129,6 @@ def without_units(text: str) -> tuple[str, frozenset[str]]:
     if r"^\circ" in rest and not TRIGONOMETRIC.search(rest):
         rest = rest.replace(r"^\circ", GAP)
         found.add("degree")
-    if not rest.strip(f" {GAP}"):
+    if not rest.strip(f" .{GAP}"):
         return text, frozenset()
     return rest, frozenset([*found, *(["percent"] if "%" in rest else [])])

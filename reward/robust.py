@@ -45,7 +45,7 @@ TIMEOUT_FRACTION, TIMEOUT_AFTER = 0.01, 500
 # A negation, or a prime or quotation mark, makes another answer of the same digits.
 NEGATION = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|['\"]|\\prime")
 AMBIGUOUS = re.compile(
-    r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|sim(?:eq)?|cong|cap)(?![a-zA-Z])"
+    r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|sim(?:eq)?|cong|cap|[hv]?phantom)(?![a-zA-Z])"
 )
 ANGLES = {"degree", "grad^1", "rev^1"}
 
@@ -83,7 +83,7 @@ def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> t
     marked = notation.normalise(answer), notation.normalise(ground_truth)
     if any(mark.search(marked[0]) and not mark.search(marked[1]) for mark in (AMBIGUOUS, NEGATION)):
         return "wrong", answer
-    if units and reference_units and units != reference_units:
+    if units and units != reference_units and (reference_units or len(units) > 1):
         return "wrong", answer
     if not reference_units and ANGLES & units and any(answers.exact_value(member) is None for member in members):
         return "wrong", answer  # pi/3 is in radians
