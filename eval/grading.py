@@ -14,6 +14,7 @@ from common.json_lines import format_line, read_lines
 from eval import official, typed
 from eval.judge import Question, final_part
 from reward.justrl import last_boxed
+from reward.notation import last_box
 from reward.sandbox import WORKERS
 
 OFFICIAL, TYPED, JUDGED = "official", "strict-typed", "official+judge"
@@ -79,7 +80,7 @@ def comparisons(record: dict) -> dict[str, tuple[str, Callable, tuple]]:
     parsed = typed.reference_answer(reference, record["task"], record["problem_id"])
     found: dict[str, tuple[str | None, Callable, tuple]] = {
         OFFICIAL: (official.boxed(record["response"]), official.grade, (reference,)),
-        TYPED: (last_boxed(record["response"]), typed.grade, parsed),
+        TYPED: (last_box(record["response"]), typed.grade, parsed),
     }
     return {track: (answer, grade, rest) for track, (answer, grade, rest) in found.items() if answer is not None}
 

@@ -3,9 +3,12 @@
 Text rules and exact arithmetic alone; nothing here evaluates an answer.
 """
 
+import functools
 import re
 from fractions import Fraction
 from itertools import accumulate
+
+from .notation import GAP, RELATION, TEXT, normalise, without_units
 
 # The limits are far above what the reference answers of the nine benchmarks have: 210 characters, brackets 4 deep,
 # numbers of 11 digits, lists of 18 members.
@@ -22,20 +25,11 @@ TYPES = (
     *("expression", "equation", "text", "based"),
 )
 
-SPACING = re.compile(r"(?<!\\)\\[,!;: ]|\\q?quad(?![a-zA-Z])|~|\\?\$")
-LAYOUT = re.compile(r"\\(?:left|right|displaystyle|mathbf|boldsymbol|bf|rm|big|Big|bigg|Bigg)(?![a-zA-Z])")
-TEXT = re.compile(r"\\(text|mbox|textbf|operatorname|mathrm)\{([^{}]*)\}(?:\^\{?([23])\}?)?")
-UNIT = re.compile(
-    r"(?:degrees?|radians?|cents?|dollars?|units?|square|cubic|inch(?:es)?|feet|miles?|hours?|minutes?|seconds?|days?|"
-    r"years?|cm|mm|km|kg|g|m|s|ft|in|mph|nm|eV|J|Hz|K)\.?"
-)
-SIGNS = str.maketrans({"\u2212": "-", "\u00d7": r"\times ", "\u03c0": r"\pi "})
-ROOT = re.compile(r"√\s*(\d+|\{[^{}]*\})")
-RELATION = re.compile(r"(\\leq?(?![a-zA-Z])|\\geq?(?![a-zA-Z])|[<>])")
 REVERSED = {">": "<", r"\ge": r"\le", r"\geq": r"\leq"}
 RECURRING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
-GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}")
+# With spaces between the groups it is a list.
+GROUPED = re.compile(r"([^,]*=\W*)?(-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?:\\?%)?)")
+ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}(?!\d)")
 NUMBER = re.compile(r"([+-]?(?=\.?\d)\d*\.?\d*)(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
 FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|([+-]?\d+)/(\d+)")
 # A factorial of a factorial, or of a bracket without a letter: nothing bounds its size.
@@ -45,31 +39,54 @@ SCIENTIFIC = re.compile(r"[+-]?\d+(?:\.\d+)?[eE][+-]?\d+")
 BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
 PERCENT = re.compile(r"\\?%$")
 ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?=")
+MODULO = re.compile(r"([^\\]+)\(?\\[bp]?mod\{?(\d+)\}?\)?")
+# What may stand before an equals sign: not e, i or pi, which are numbers, nor a command such as \not.
+NAME = re.compile(
+    r"(?:[a-df-hj-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|rho|sigma|tau|omega)|\{[a-zA-Z]\}"
+    r"|\\(?:vec|overrightarrow|mathcal|mathbb) ?(?:[a-zA-Z]|\{[a-zA-Z]{1,2}\}))"
+    r"(?:_(?:\w+|\{[\w,]+\}))?(?:\([a-zA-Z]\))?"
+)
 EXPONENT = re.compile(r"\^\{?\s*([+-]?\d+)|(\d+)\s*!")
-MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}")
+MATRIX = re.compile(r"[(\[]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}[)\]]?")
 OPENING, CLOSING = "([{", ")]}"
-GAP = "\u00a6"  # stands where something was removed, so that 3 4 is not 34
 
 
 def tidy(answer: str) -> str:
-    """Return an answer without what does not change its meaning: spacing, layout, units and a full stop.
+    """Return an answer without what does not change its meaning: notation, spacing, layout, units and a full stop.
 
     A gap between digits that is no thousands separator or mixed number stays in the text, which then is no number.
     """
-    text = answer.strip().translate(SIGNS).replace(r"\!", "").replace("eqslant", "eq")
-    text = text.replace("dfrac", "frac").replace("tfrac", "frac")
-    text = ROOT.sub(lambda m: rf"\sqrt{{{m[1].strip('{}')}}}", text)
-    text = TEXT.sub(_without_unit, SPACING.sub(GAP, LAYOUT.sub(GAP, text)))
-    text = GAP.join(re.sub(r"\^\{?\\circ\}?|°", GAP, text).split()).strip(GAP)
-    text = re.sub(rf"(?<=[^.])\.{GAP}*$", "", text)
-    text = re.sub(rf"(?<!\d)(\d{{1,3}})((?:{GAP}+\d{{3}})+)(?!\d)", lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
-    text = re.sub(rf"(?<=\d){GAP}+(\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
+    return read(answer)[0]
+
+
+@functools.lru_cache(maxsize=2**14)
+def read(answer: str, is_list: bool = False) -> tuple[str, frozenset[str]]:
+    """Return an answer as `tidy` does, and its units.
+
+    Args:
+        is_list: every comma separates members: 7,112 is two numbers.
+    """
+    if INTEGER.fullmatch(answer) and answer.isascii():
+        return answer, frozenset()
+    text, units = without_units(normalise(answer))
+    text = TEXT.sub(_words, text)
+    text = re.sub(r"(?<!\d)(\d{1,3})((?: \d{3})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)
+    text = re.sub(r"(?<=\d) (\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
+    text = GAP.join(text.replace(GAP, " ").split())
+    text = re.sub(rf"(?<=[^.])\.{GAP}*$", "", text).strip(GAP)
+    while (
+        text[:1] + text[-1:] in ("{}", "()")
+        and _one_pair(text)
+        and (text[0] == "{" or len(split_top(text[1:-1], ",")) == 1)
+    ):
+        text = text[1:-1].strip(GAP)
+    if not is_list and (match := GROUPED.fullmatch(text)):
+        text = (match[1] or "") + match[2].replace(",", "")
     text = re.sub(rf"(?<!\\)(\\[a-zA-Z]+){GAP}+(?=[a-zA-Z])", r"\1 ", text)  # \pi x is not \pix
+    text = re.sub(rf"(?<=\\(?:log_|sin\^|cos\^|tan\^))(\d){GAP}+(?=\d)", r"{\1}", text)
     text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
-    text = ONE_CHARACTER.sub(r"\1", re.sub(r"^[a-z]\\in(?![a-z])", "", text))
-    while text[:1] + text[-1:] in ("{}", "()") and _one_pair(text) and len(split_top(text[1:-1], ",")) == 1:
-        text = text[1:-1]
-    return text.replace(",", "") if GROUPED.fullmatch(text) else text
+    text = re.sub(r"(?:^|(?<=\\cup)|(?<=\\cup ))[a-zA-Z]\\in(?![a-z])", "", text)
+    return ONE_CHARACTER.sub(r"\1", text), units
 
 
 def _depths(text: str) -> list[int]:
@@ -81,25 +98,12 @@ def _one_pair(text: str) -> bool:
     return depths[-1] == 0 and 0 not in depths[:-1]
 
 
-def _without_unit(match: re.Match) -> str:
+def _words(match: re.Match) -> str:
     words = match[2].replace(GAP, " ").split()
-    if all(UNIT.fullmatch(word) for word in words):
-        return GAP
-    if match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
-        return GAP + "".join(words) + GAP
-    return rf"\text{{{' '.join(words)}}}"
-
-
-def units(answer: str) -> set[str]:
-    """Return the units that an answer names, in the singular."""
-    named = [(word.rstrip("."), match[3]) for match in TEXT.finditer(answer) for word in match[2].split()]
-    words = {
-        (word.removesuffix("s") if len(word) > 2 else word) + (power or "")
-        for word, power in named
-        if UNIT.fullmatch(word)
-    }
-    signs = {"degree": r"\^\{?\\circ|°", "dollar": r"\\\$", "percent": "%"}
-    return words | {name for name, sign in signs.items() if re.search(sign, answer)}
+    if not words or match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
+        return f" {''.join(words)} "
+    words[-1:] = [word.rstrip(".") or word for word in words[-1:]]
+    return rf"\text{{{' '.join(words)}}}" + (f"^{match[3]}" if match[3] else "")
 
 
 def split_top(text: str, separator: str) -> list[str]:
@@ -107,9 +111,15 @@ def split_top(text: str, separator: str) -> list[str]:
     parts, start = [], 0
     for i, depth in enumerate(_depths(text)):
         if depth == 0 and text.startswith(separator, i):
-            parts.append(text[start:i])
+            parts.append(text[start:i].strip())
             start = i + len(separator)
-    return [*parts, text[start:]]
+    return [*parts, text[start:].strip()]
+
+
+def _both_signs(text: str) -> list[str]:
+    """Return both values of a plus-minus, or the one value."""
+    before, *after = re.split(r"\\pm(?![a-zA-Z])", text)
+    return [f"{before}+{after[0]}".lstrip("+"), f"{before}-{after[0]}"] if len(after) == 1 else [text]
 
 
 def shape_and_members(text: str) -> tuple[str, list[str]]:
@@ -120,14 +130,10 @@ def shape_and_members(text: str) -> tuple[str, list[str]]:
     union = split_top(text, r"\cup")
     if len(union) > 1:
         return "union", union
-    if text.startswith(r"\{") and text.endswith(r"\}"):
-        return "{}", split_top(text[2:-2], ",")
-    listed = split_top(text, ",")
-    if len(listed) > 1:
+    braces = text.startswith(r"\{") and text.endswith(r"\}")
+    listed = [value for part in split_top(text[2:-2] if braces else text, ",") for value in _both_signs(part)]
+    if braces or len(listed) > 1:
         return "{}", listed
-    if text.count(r"\pm") == 1:
-        before, after = text.split(r"\pm")
-        return "{}", [f"{before}+{after}".lstrip("+"), f"{before}-{after}"]
     inner = split_top(text[1:-1], ",") if text[:1] in ("(", "[") and text[-1:] in (")", "]") else []
     return (text[0] + text[-1], inner) if len(inner) > 1 else ("", [text])
 
@@ -138,20 +144,27 @@ def is_interval(shape: str, text: str) -> bool:
 
 
 def as_interval(text: str) -> str:
-    """Return `1<x\\leq2` as `(1,2]` and `x>1` as `(1,\\infty)`; any other text as it is."""
+    """Return `1<x\\leq2` as `(1,2]`, `x>1` as `(1,\\infty)` and all real numbers so; any other text as it is."""
+    if text == r"\mathbb{R}":
+        return r"(-\infty,\infty)"
     parts = [part.strip() for part in RELATION.split(text)]
+    if len(parts) == 1:
+        return text
     if all(part in REVERSED for part in parts[1::2]):
         parts = [REVERSED.get(part, part) for part in reversed(parts)]
-    variables = [part.isalpha() and part != "e" for part in parts]
+    variables = [bool(NAME.fullmatch(part)) for part in parts]
     if len(parts) == 3 and any(variables):
         parts = [r"-\infty", "<", *parts] if variables[0] else [*parts, "<", r"\infty"]
-    if len(parts) != 5 or not parts[2].isalpha() or {parts[1], parts[3]} & REVERSED.keys():
+    if len(parts) != 5 or not NAME.fullmatch(parts[2]) or {parts[1], parts[3]} & REVERSED.keys():
         return text
     return f"{'(' if parts[1] == '<' else '['}{parts[0]},{parts[4]}{')' if parts[3] == '<' else ']'}"
 
 
 def exact_value(text: str) -> Fraction | None:
-    """Return the exact value of a plain number: integer, decimal, recurring, scientific, fraction or mixed number."""
+    """Return the exact value of a plain number: integer, decimal, recurring, scientific, fraction, mixed, remainder."""
+    if match := MODULO.fullmatch(text):
+        number, modulus = exact_value(match[1]), int(match[2])
+        return number % modulus if number is not None and modulus else None
     if match := RECURRING.fullmatch(text):
         sign, whole, part, repeated = match.groups()
         value = Fraction(f"{whole or 0}.{part or 0}")

@@ -1,11 +1,13 @@
 """Whether two answers are the same: numbers exactly, lists member by member, single formulas by math-verify."""
 
 import re
+from collections import Counter
 from fractions import Fraction
 
 from .answers import (
     BASED,
     MAX_MEMBERS,
+    NAME,
     PERCENT,
     TEXT,
     as_interval,
@@ -15,16 +17,20 @@ from .answers import (
     shape_and_members,
     split_top,
 )
+from .notation import unit_of
 from .sandbox import POOL
 
 CORRECT = ("match", "equivalent")
 
-# What may stand before an equals sign: not e, i or pi, which are numbers, nor a command such as \not.
-NAME = re.compile(
-    r"(?:[a-df-hj-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|rho|sigma|tau|omega))(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?"
-)
-# A number with an index, a letter behind it or in brackets is not that number, though math-verify reads it so.
-MARKED = re.compile(r"[_\[\]]|\d[a-zA-Z]")
+# A number with an index or in brackets is not that number, though math-verify reads it so; these have an index.
+MARKED = re.compile(r"[_\[\]]")
+# What math-verify passes over: an ellipsis, a modulus, an index of a number, brackets around all.
+PASSED_OVER = re.compile(r"\\(?:ldots|[bp]?mod)(?![a-zA-Z])|\d_|^\[")
+INDEXED = re.compile(r"\\(?:log|sum|prod|int|lim|max|min)_|\\sqrt\[\d+\]|\\(?:int|lim|max|min)(?![a-zA-Z])")
+FUNCTIONS = re.compile(r"\\[a-zA-Z]+|arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi")
+DEGREES = re.compile(r"(\d*\.?\d+|[a-z])\^\\circ")
+DECIMAL_PART = re.compile(r"\d*\.(\d+)")
+MAX_DECIMAL_PLACES = 12  # math-verify compares 30 of them, so that no short decimal is a root or a multiple of pi
 
 
 def compare_answers(
@@ -40,26 +46,56 @@ def compare_answers(
     """
     if answer == reference:
         return "equivalent"
+    values = _without_names(answer, reference)
+    if values is None:
+        return "wrong"
+    answer, reference = values
     shape, wanted = shape_and_members(reference)
-    if is_interval(shape, reference) or (shape == "()" and kind == "interval"):
-        answer = as_interval(answer)
+    interval = as_interval(reference)
+    if interval != reference or is_interval(shape, reference) or (shape == "()" and kind == "interval"):
+        if interval != reference and as_interval(answer) != answer and _letters(answer) != _letters(reference):
+            return "wrong"  # x>3 is not y>3
+        answer, reference, kind = as_interval(answer), interval, "interval"
+        shape, wanted = shape_and_members(reference)
     given_shape, given = shape_and_members(answer)
     if not shape and not given_shape:
         return _compare_values(answer, reference, tolerance)
     shapes = {shape, given_shape}
-    alike = shape == given_shape or (kind == "tuple" and shapes == {"{}", "()"})
+    ordered = kind == "tuple" and shapes == {"{}", "()"} and not answer.startswith(r"\{")
+    alike = shape == given_shape or ordered
     alike = alike or (required_count == 1 and shapes == {"{}", ""})
     if not alike or len(given) != (required_count or len(wanted)) or len(given) > MAX_MEMBERS:
         return "wrong"
     keep_order = kind == "tuple" or shape not in ("{}", "union")
-    names = {split_top(member, "=")[0] for member in given if "=" in member}
+    names = {split_top(member, "=")[0].split("_")[0] for member in given if "=" in member}
     if "=" not in reference and len(names) > (0 if keep_order else 1):
         return "wrong"  # (y=1,x=2) is not (1,2)
     return _compare_members(given, wanted, tolerance, "interval" if shape == "union" else "", keep_order)
 
 
+def _without_names(answer: str, reference: str) -> tuple[str, str] | None:
+    """Return both without the name of a collection before it: `P=(1,2)`, `(x,y)=(1,2)`; None if the names differ."""
+    if "=" not in answer + reference:
+        return answer, reference
+    names, values = [], []
+    for text in (answer, reference):
+        name, *value = split_top(text, "=")
+        shape, members = shape_and_members(value[0] if len(value) == 1 else "")
+        unknowns = shape_and_members(name)[1] if name[:1] == "(" else [name]
+        named = shape and all(NAME.fullmatch(unknown) for unknown in unknowns) and len(unknowns) in (1, len(members))
+        names.append(unknowns if named else [])
+        values.append(value[0] if named else text)
+    if all(names):
+        return (values[0], values[1]) if names[0] == names[1] else None
+    in_order = all(unknowns == sorted(unknowns, key=lambda name: name.lstrip("\\")) for unknowns in names)
+    return (values[0], values[1]) if in_order else None  # (y,x)=(1,2) is not (1,2)
+
+
 def _compare_members(given: list[str], wanted: list[str], tolerance: Fraction, kind: str, keep_order: bool) -> str:
     left = list(wanted)
+    if not keep_order:  # the same text first, so that few pairs are left for math-verify
+        same = Counter(given) & Counter(wanted)
+        given, left = list((Counter(given) - same).elements()), list((Counter(wanted) - same).elements())
     for member in given:
         outcomes = []
         for candidate in left[:1] if keep_order else list(left):
@@ -68,21 +104,35 @@ def _compare_members(given: list[str], wanted: list[str], tolerance: Fraction, k
                 left.remove(candidate)
                 break
             if outcomes[-1] in ("timed_out", "crashed"):
-                return outcomes[-1]  # one deadline a response, not one for each pair of members
+                return outcomes[-1]
         else:
             return next((outcome for outcome in outcomes if outcome != "wrong"), "wrong")
     return "equivalent"
 
 
 def _letters(text: str) -> set[str]:
-    return set(re.findall(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)))
+    return set(re.findall(r"[a-zA-Z]", FUNCTIONS.sub("", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))))
+
+
+def _same_words(answer: str, reference: str) -> bool:
+    words = [match[2] if (match := TEXT.fullmatch(text)) else text for text in (answer, reference)]
+    if unit_of(words[0]) == unit_of(words[1]) is not None:
+        return True
+    bare = [re.sub(r"\s", "", word.strip("()")) for word in words]
+    if len(words[1]) == 1:  # kelvin is not the prefix k; but a choice, (C), has any case
+        return bare[0] == bare[1]
+    return bare[0].lower() == bare[1].lower()
+
+
+def _exact(text: str) -> str:
+    """Return a formula with fractions for decimals and for degrees of an angle."""
+    text = DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
+    return DECIMAL_PART.sub(lambda match: "(\\frac{{{}}}{{{}}})".format(*Fraction(match[0]).as_integer_ratio()), text)
 
 
 def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
-    texts = [TEXT.fullmatch(text) for text in (answer, reference)]
-    if any(texts) or r"\text" in answer + reference:
-        words = [match[2] if match else text for match, text in zip(texts, (answer, reference), strict=True)]
-        return "equivalent" if words[0].strip("()").lower() == words[1].strip("()").lower() else "wrong"
+    if r"\text" in answer + reference or r"\mbox" in answer + reference:
+        return "equivalent" if _same_words(answer, reference) else "wrong"
     sides, reference_sides = split_top(answer, "="), split_top(reference, "=")
     if len(sides) > 2 or (len(sides) == 2 and not NAME.fullmatch(sides[0]) and len(reference_sides) == 1):
         return "wrong"  # a chain offers several answers
@@ -101,10 +151,21 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
     ours, theirs = exact_value(answer), exact_value(reference)
     if ours is not None and theirs is not None:
         return "equivalent" if abs(ours - theirs) <= tolerance else "wrong"
-    if theirs is not None and MARKED.search(answer):
+    indexed = INDEXED.search(answer + reference)
+    bare = INDEXED.sub("", answer)
+    if (theirs is not None and MARKED.search(bare)) or r"\ldots" in reference:
         return "wrong"
-    if re.search(r"\.\d", answer) and not re.search(r"\.\d", reference):
-        return "wrong"  # a decimal is not an exact formula
-    if _letters(answer) != _letters(reference) and _letters(answer.lower()) == _letters(reference.lower()):
+    if PASSED_OVER.search(bare) and not PASSED_OVER.search(reference):
+        return "wrong"
+    letters, reference_letters = _letters(answer), _letters(reference)
+    if _letters(answer.lower()) == _letters(reference.lower()) and letters != reference_letters:
         return "wrong"  # R is not r; math-verify takes them for the same
-    return POOL.ask(answer, reference)
+    if any(len(places) > MAX_DECIMAL_PLACES for places in DECIMAL_PART.findall(answer)):
+        return "wrong"
+    answer, reference = _exact(answer), _exact(reference)
+    if r"\circ" in answer + reference:
+        return "wrong"
+    outcome = POOL.ask(answer, reference)
+    if outcome == "equivalent" and not indexed and (letters ^ reference_letters) - {"e", "i"}:
+        return "wrong"  # 5m is not 5; math-verify takes m for a unit
+    return outcome

@@ -32,8 +32,9 @@ def _package() -> str:
     return name
 
 
-strict, answers, comparison = (
-    importlib.import_module(f"{_package()}.{name}") for name in ("justrl", "answers", "comparison")
+strict, answers, comparison, notation, sandbox = (
+    importlib.import_module(f"{_package()}.{name}")
+    for name in ("justrl", "answers", "comparison", "notation", "sandbox")
 )
 
 OUTCOMES = ("match", "equivalent", "wrong", "no_box", "unparsable", "refused", "timed_out", "crashed", "unusable_truth")
@@ -43,8 +44,10 @@ TIMEOUT_FRACTION, TIMEOUT_AFTER = 0.01, 500
 
 # A negation, or a prime or quotation mark, makes another answer of the same digits.
 NEGATION = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|['\"]|\\prime")
-DEGREES_MATTER = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
-AMBIGUOUS = re.compile(r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|lor|vee|sim)(?![a-zA-Z])")
+AMBIGUOUS = re.compile(
+    r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|sim(?:eq)?|cong|cap|[hv]?phantom)(?![a-zA-Z])"
+)
+ANGLES = {"degree", "grad^1", "rev^1"}
 
 COUNTS: Counter = Counter()
 
@@ -63,27 +66,31 @@ def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> t
     Args:
         parsed: what `data_prep.reference_answers` knows of the ground truth: `type`, `tolerance` and `required_count`.
     """
-    answer = strict.last_boxed(solution_str)
+    answer = notation.last_box(solution_str)
     if answer is None:
         return "no_box", ""
     if answer == ground_truth:
         return "match", answer
     if len(answer) > answers.MAX_CHARACTERS:
         return "refused", answer[: answers.MAX_CHARACTERS]
-    given, reference = answers.tidy(answer), answers.tidy(ground_truth)
+    parsed = parsed if isinstance(parsed, dict) else {}  # other data sets keep a solution under this name
+    kind = parsed.get("type") or ""
+    reference, reference_units = answers.read(ground_truth, kind in ("set", "tuple"))
     if not reference or answers.fault(reference):
         return "unusable_truth", answer
-    if any(mark.search(answer) and not mark.search(ground_truth) for mark in (AMBIGUOUS, NEGATION)):
+    shape, members = answers.shape_and_members(reference)
+    given, units = answers.read(answer, shape == "{}")
+    marked = notation.normalise(answer), notation.normalise(ground_truth)
+    if any(mark.search(marked[0]) and not mark.search(marked[1]) for mark in (AMBIGUOUS, NEGATION)):
         return "wrong", answer
-    units, reference_units = answers.units(answer), answers.units(ground_truth)
-    if DEGREES_MATTER.search(ground_truth) and ("degree" in units) != ("degree" in reference_units):
+    if units and units != reference_units and (reference_units or len(units) > 1):
         return "wrong", answer
-    if units and reference_units and units != reference_units:
-        return "wrong", answer
-    parsed = parsed if isinstance(parsed, dict) else {}  # other data sets keep a solution under this name
+    if not reference_units and ANGLES & units and any(answers.exact_value(member) is None for member in members):
+        return "wrong", answer  # pi/3 is in radians
     tolerance = answers.exact_value(str(parsed.get("tolerance") or 0)) or Fraction(0)
     required = parsed.get("required_count") or parsed.get("asked") or 0  # its name in files prepared before
-    return comparison.compare_answers(given, reference, tolerance, parsed.get("type") or "", required), answer
+    with sandbox.one_deadline():
+        return comparison.compare_answers(given, reference, tolerance, kind, required), answer
 
 
 def compute_score(

@@ -16,7 +16,10 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,22 @@ ANSWERS = ("equivalent", "wrong", "unparsable", "unusable_truth")
 # An honest comparison takes milliseconds; the slowest of 1,646 reference answers against an incorrect one took 5 s.
 # Of processor time: on a loaded machine an honest one would miss a deadline by the clock.
 DEADLINE_SECONDS = 3.0
+TICK_SECONDS = 0.01  # of the kernel's timer, which less would not start
 PATIENCE_SECONDS = 30.0  # by the clock, for a worker that waits for something
+LEFT: ContextVar[list[float]] = ContextVar("LEFT")  # seconds, of the response that a thread compares
 START_SECONDS = 120.0
 WORKER_BYTES = 2 * 2**30
 WORKERS = max(1, min(4, os.cpu_count() or 1))
+
+
+@contextmanager
+def one_deadline() -> Iterator[None]:
+    """Let all questions of this thread, those of one response, share one deadline."""
+    token = LEFT.set([DEADLINE_SECONDS])
+    try:
+        yield
+    finally:
+        LEFT.reset(token)
 
 
 class Worker:
@@ -59,15 +74,18 @@ class Worker:
             return None
         return self.process.stdout.readline().decode().strip()
 
-    def ask(self, answer: str, reference: str) -> str:
+    def ask(self, answer: str, reference: str, seconds: float = DEADLINE_SECONDS) -> str:
+        self.used_seconds = seconds  # of processor time, where the question has no answer
         try:
-            self.process.stdin.write(json.dumps([answer, reference]).encode() + b"\n")
+            self.process.stdin.write(json.dumps([seconds, answer, reference]).encode() + b"\n")
         except OSError:
             return "crashed"
-        outcome = self._line(PATIENCE_SECONDS)
+        line = self._line(PATIENCE_SECONDS)
+        outcome, _, used = (line or "").partition(" ")
         if outcome in self.answers:
+            self.used_seconds = float(used)
             return outcome
-        late = outcome is None or self.process.wait(PATIENCE_SECONDS) == -signal.SIGPROF
+        late = line is None or self.process.wait(PATIENCE_SECONDS) == -signal.SIGPROF
         return "timed_out" if late else "crashed"
 
     def end(self) -> None:
@@ -91,12 +109,16 @@ class Pool:
 
     def ask(self, answer: str, reference: str) -> str:
         """Compare two formulas in a worker; the clock starts when the worker has the question."""
+        left = LEFT.get([DEADLINE_SECONDS])
+        if left[0] < TICK_SECONDS:
+            return "timed_out"
         worker, kept = self.idle.get(), None
         try:
             if worker is None or worker.process.poll() is not None:
                 worker = Worker(self.script, self.answers)
             self.started = True
-            outcome = worker.ask(answer, reference)
+            outcome = worker.ask(answer, reference, left[0])
+            left[0] -= worker.used_seconds
             if outcome in ("timed_out", "crashed"):
                 worker.end()
             else:
@@ -151,14 +173,16 @@ def work(compare: Callable[[str, str], str]) -> None:
         resource.setrlimit(limit, (value, value))
     print("ready", flush=True)
     for line in sys.stdin:
+        seconds, answer, reference = json.loads(line)
+        start = time.process_time()
         # The kernel ends the process at its deadline, even inside C code and when its owner is dead.
-        signal.setitimer(signal.ITIMER_PROF, DEADLINE_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            outcome = compare(*json.loads(line))
+            outcome = compare(answer, reference)
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             outcome = "unparsable"
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(outcome, flush=True)
+        print(outcome, time.process_time() - start, flush=True)
 
 
 if __name__ == "__main__":
