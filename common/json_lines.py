@@ -46,11 +46,11 @@ class Line(NamedTuple):
 def misfit(record: dict, shape: Validator) -> str:
     """Say what of a record does not have a shape, the first of it; "" if it has."""
     for error in shape.iter_errors(record):
+        where, value = f"{error.json_path[2:]!s:.99}", error.validator_value
         if error.validator == "required":
-            return f"{error.json_path[2:]} {error.message}".strip()
-        value = error.validator_value
+            return f"{where} lacks {error.message.removesuffix(' is a required property')}".strip()
         expected = " or ".join(map(str, value)) if isinstance(value, list) else value
-        return f"{error.json_path[2:]!s:.90}: {error.instance!r:.60} is not of {error.validator} {expected}"
+        return f"{where}: expected {error.validator} {expected}, got {error.instance!r:.60}"
     return ""
 
 

@@ -97,7 +97,7 @@ def test_duplicate_and_foreign_lines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="sample 0 of problem t-0 is there 2 times"):
         read_samples(path)
     path.write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match="line 1: lacks 'answer'"):
+    with pytest.raises(ValueError, match="line 1: lacks 'task'"):
         read_samples(path)
     path.write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1: is no JSON object; is it a samples file"):
@@ -143,7 +143,7 @@ def test_samples_of_too_few_problems_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"answer": 4}, "answer: Input should be a valid string, got 4"),
+        ({"answer": 4}, "answer: expected type string, got 4"),
         ({"response": None}, "response: .* got None"),
         ({"prompt": [1]}, "prompt: "),
         ({"seed": [1]}, "seed: "),
