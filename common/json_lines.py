@@ -72,7 +72,7 @@ def read_json(path: Path, *keys: str, shape: Validator = ANY, fix: str = "") -> 
     try:
         value = json.loads(path.read_bytes(), parse_constant=number, parse_float=number)  # UTF-8, UTF-16 or UTF-32
     except (FileNotFoundError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: missing or damaged ({error}){fix}") from error
+        raise ValueError(f"{path}: missing or damaged ({getattr(error, 'strerror', error)}){fix}") from error
     if not isinstance(value, dict) or not set(keys) <= value.keys():
         raise ValueError(f"{path}: is no object with {', '.join(keys) or 'fields'}{fix}")
     if problem := misfit(value, shape):
