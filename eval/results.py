@@ -21,9 +21,10 @@ def load(folder: Path) -> dict:
         folder / "scores.json", shape=SHAPES["scores"], fix=f"grade again: python -m eval.grade {folder}"
     )
     for task, part in scores["tasks"].items():
-        bins = part["tokens"]
-        if scores["track"] not in part["tracks"] or (bins and len(bins["right"]) != len(bins["edges"]) - 1):
-            raise ValueError(f"{folder}/scores.json: {task} lacks a track or a bin of a histogram; grade again")
+        bins, asked = part["tokens"], {frozenset(track["per_problem"]) for track in part["tracks"].values()}
+        are_bins = not bins or len(bins["right"]) == len(bins["wrong"]) == len(bins["edges"]) - 1
+        if scores["track"] not in part["tracks"] or len(asked) != 1 or not are_bins:
+            raise ValueError(f"{folder}/scores.json: {task} lacks a track, a problem or a bin; grade again")
     settings: dict[str, dict] = {task: {} for task in scores["tasks"]}
     for task, given in (scores.get("protocol") or {}).items():
         settings[task] = {name: value for name, value in given.items() if value is not None}
