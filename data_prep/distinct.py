@@ -64,7 +64,7 @@ def counted_batches(paths: list[Path]) -> Iterator[pa.Table]:
             try:
                 prompts, answers = raw_columns(batch)
             except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+                raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
             ones = pa.repeat(pa.scalar(1, pa.int64()), batch.num_rows)
             yield pa.Table.from_arrays([prompts, answers, ones], schema=COUNTED)
 

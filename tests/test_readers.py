@@ -238,9 +238,9 @@ def raised(path: Path, reader) -> Exception | None:
 
 
 def read(path: Path, reader) -> None:
-    """Read a file; whatever is raised must be one line with the file's name."""
+    """Read a file; whatever is raised must be one line with the file's name, or its folder's for settings that differ."""
     if error := raised(path, reader):
-        assert path.name in str(error), error
+        assert path.name in str(error) or f"{path.parent}: " in str(error), error
         assert len(str(error).splitlines()) == 1, error
         assert len(str(error)) < 600, error
 
