@@ -238,7 +238,7 @@ def raised(path: Path, reader) -> Exception | None:
 
 
 def read(path: Path, reader) -> None:
-    """Read a file; whatever is raised must be one line with the file's name, or its folder's for settings that differ."""
+    """Read a file; what is raised must be one line with its name, or its folder's for settings that differ."""
     if error := raised(path, reader):
         assert path.name in str(error) or f"{path.parent}: " in str(error), error
         assert len(str(error).splitlines()) == 1, error
