@@ -1,10 +1,10 @@
 """Checks of a Hugging Face model's folder that do not load it."""
 
-import json
 import math
 from pathlib import Path
 
 from common.files import digest, sha256
+from common.json_lines import read_json
 
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # weights, configs, tokenizer, template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -30,8 +30,8 @@ def check_model(path: str | None, tokens: int = 0) -> None:
         raise ValueError(f"model {path}: has no config.json; give a Hugging Face model folder")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(f"model {path}: has no tokenizer ({' or '.join(TOKENIZER_FILES)}); save it beside the weights")
-    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    if context and context < tokens:
+    context = read_json(folder / "config.json", fix="copy the model again").get("max_position_embeddings")
+    if type(context) is int and 0 < context < tokens:
         raise ValueError(f"model {path}: its context is {context} tokens, and prompt plus response may have {tokens}")
 
 

@@ -21,6 +21,7 @@ import psutil
 
 from common.files import write_text
 from common.forked_python import FORK
+from common.json_lines import Shape, read_json
 from common.locks import run_lock
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
@@ -46,6 +47,12 @@ RAY_PATIENCE = {
     "TQ_DATA_UPDATE_RESPONSE_TIMEOUT": "300",
     "VLLM_ENGINE_READY_TIMEOUT_S": "7200",
 }
+RECORD = Shape(
+    {
+        "required": ["boot", "processes"],
+        "properties": {"processes": {"type": "object", "propertyNames": {"pattern": "^[0-9]{1,9}$"}}},
+    }
+)
 LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec only calls are safe
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -122,8 +129,8 @@ class ProcessRecord:
     def end_stale(self) -> int:
         """End the stale processes of an earlier start in this folder; return how many there were."""
         try:
-            record = json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            record = read_json(self.path, shape=RECORD)
+        except ValueError:
             return 0
         stale = set()
         here = record.get("boot") == BOOT_ID.read_text()  # the ids of another machine mean nothing on this one

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from common.command import run
 from data_prep.reference_answers import ARROW_TYPE, Correction, corrected, corrections, without_delimiters
-from data_prep.rows import EXTRA_INFO, SCHEMA, open_rows, row, write_rows
+from data_prep.rows import EXTRA_INFO, SCHEMA, read_problem_rows, row, write_rows
 from data_prep.source import Source, from_hub, records
 
 HUB = "hub"
@@ -44,7 +44,7 @@ class Benchmark(NamedTuple):
 
 
 TABLE = Path(__file__).with_suffix(".json")
-BENCHMARKS = {task: Benchmark(**entry) for task, entry in json.loads(TABLE.read_text()).items()}
+BENCHMARKS = {task: Benchmark(**entry) for task, entry in json.loads(TABLE.read_text(encoding="utf-8")).items()}
 BENCHMARK_EXTRA = {"released": pa.string(), "answer": ARROW_TYPE, "correction": pa.string()}
 BENCHMARK_SCHEMA = SCHEMA.set(
     SCHEMA.get_field_index("extra_info"), pa.field("extra_info", pa.struct([*EXTRA_INFO, *BENCHMARK_EXTRA.items()]))
@@ -54,11 +54,16 @@ BENCHMARK_SCHEMA = SCHEMA.set(
 def problem_and_answer(record: dict, benchmark: Benchmark) -> tuple[str, str]:
     """Return the bare problem and the released answer, from a row of the hub or of either released layout."""
     if "reward_model" in record:
-        return record["prompt"][0]["content"], record["reward_model"]["ground_truth"]
-    answer = record[benchmark.answer]
+        answer = record["reward_model"]["ground_truth"]
+        turns = [turn for turn in record["prompt"] if turn["role"] != "system"]
+        if [turn["role"] for turn in turns] != ["user"]:
+            raise ValueError("a prompt has not exactly one user message")
+        problem = turns[0]["content"]
+    else:
+        answer, problem = record[benchmark.answer], record[benchmark.problem].strip()
     if isinstance(answer, list):
         (answer,) = answer  # OlympiadBench has lists of one; more would be another benchmark
-    return record[benchmark.problem].strip(), str(answer) if isinstance(answer, int) else answer
+    return problem, str(answer) if type(answer) is int else answer
 
 
 def find(source: str, task: str) -> Source:
@@ -82,7 +87,11 @@ def read_pairs(path: Path, task: str) -> list[tuple[str, str]]:
     except (TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"{path}: a column has another type than {task} as released: {error}") from error
     for number, (problem, answer) in enumerate(pairs):
-        if not isinstance(answer, str) or not without_delimiters(answer) or not problem:
+        if not (isinstance(problem, str) and isinstance(answer, str)):
+            raise ValueError(
+                f"{path}: row {number}: problem and answer are to be text: {problem!r:.40}, {answer!r:.40}"
+            )
+        if not without_delimiters(answer) or not problem:
             raise ValueError(f"{path}: row {number} has no problem or no answer: {answer!r:.80}")
     if len(pairs) != BENCHMARKS[task].problems:
         raise ValueError(f"{path}: has {len(pairs)} problems, and {task} has {BENCHMARKS[task].problems}; is it whole?")
@@ -148,8 +157,8 @@ def read_problems(folder: Path) -> dict[str, dict[str, str]]:
     there = {task: path for task, path in paths.items() if path.is_file()}
     if not there:
         raise ValueError(f"{folder}: has no prepared benchmark; run python -m data_prep.benchmarks first")
-    extras = {task: open_rows(path).read(columns=["extra_info"])["extra_info"] for task, path in there.items()}
-    return {task: {e["index"]: e["problem"] for e in column.to_pylist()} for task, column in extras.items()}
+    rows = {task: [made["extra_info"] for made in read_problem_rows(path)] for task, path in there.items()}
+    return {task: {str(extra["index"]): extra["problem"] for extra in listed} for task, listed in rows.items()}
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ class Correction:
 
 
 def corrections() -> dict[str, Correction]:
-    entries = json.loads(CORRECTIONS.read_text())["corrections"]
+    entries = json.loads(CORRECTIONS.read_text(encoding="utf-8"))["corrections"]
     return {entry["problem_id"]: Correction(**entry) for entry in entries}
 
 

@@ -1,8 +1,10 @@
 """Rows in verl's format, and the manifest beside them that says where they came from."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from tqdm import tqdm
 
 from common.command import first_line
 from common.files import atomic, sha256, write_text
+from common.json_lines import misfit, read_json, read_shapes
 from data_prep.prompt import training_prompt
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ SCHEMA = pa.schema(
     }
 )
 COLUMNS = tuple(SCHEMA.names)
+SHAPES = read_shapes(Path(__file__).parent)
 
 
 def row(data_source: str, problem: str, ground_truth: str, index: int | str, split: str) -> dict:
@@ -48,10 +52,18 @@ def manifest_path(path: Path) -> Path:
 def read_manifest(path: Path) -> dict | None:
     """Read the manifest of a prepared parquet file; None where there is none that can be read."""
     try:
-        manifest = json.loads(manifest_path(path).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return read_json(manifest_path(path), shape=SHAPES["manifest"])
+    except ValueError:
         return None
-    return manifest if isinstance(manifest, dict) else None
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Name the file in one line whatever goes wrong while it is read: on damage pyarrow raises all sorts."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read: {first_line(error)}; is it truncated?") from error
 
 
 def write_rows(path: Path, rows: list[dict], manifest: dict, repeat: int = 1, schema: pa.Schema = SCHEMA) -> None:
@@ -82,21 +94,30 @@ def open_rows(path: str | Path) -> pq.ParquetFile:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; prepare it with data_prep first")
-    try:
+    with readable(path):
         file = pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable parquet file (truncated?): {first_line(error)}") from error
-    missing = [column for column in COLUMNS if column not in file.schema_arrow.names]
+        names, rows = file.schema_arrow.names, file.metadata.num_rows
+    missing = [column for column in COLUMNS if column not in names]
     if missing:
         raise ValueError(f"{path}: lacks column {', '.join(missing)}; verl needs {', '.join(COLUMNS)}")
-    if not file.metadata.num_rows:
+    if not rows:
         raise ValueError(f"{path}: has no rows")
     return file
 
 
 def read_rows(path: str | Path) -> "pandas.DataFrame":
     """Read a prepared parquet file; raises what `open_rows` raises, and a ValueError for damage behind the footer."""
-    try:
-        return open_rows(path).read().to_pandas()
-    except OSError as error:
-        raise ValueError(f"{path}: damaged: {first_line(error)}; prepare it again") from error
+    file = open_rows(path)
+    with readable(path):
+        return file.read().to_pandas()
+
+
+def read_problem_rows(path: Path) -> list[dict]:
+    """Read what an evaluation needs of a prepared file; raises what `read_rows` raises, and of a row without it."""
+    file = open_rows(path)
+    with readable(path):
+        rows = file.read(columns=["reward_model", "extra_info"]).to_pylist()
+    for number, made in enumerate(rows):
+        if problem := misfit(made, SHAPES["row"]):
+            raise ValueError(f"{path}: row {number}: {problem}; prepare it again with data_prep.benchmarks")
+    return rows

@@ -1,7 +1,5 @@
 """Raw files of a data set, from the hub or from disk, and their rows batch by batch."""
 
-import contextlib
-import json
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -12,8 +10,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.command import first_line
 from common.files import sha256
+from common.json_lines import lines, name_lines
+from data_prep.rows import readable
 
 BATCH_ROWS = 65536  # about 30 MB of problems
 # Read without pyarrow's data set scanner, see data_prep.rows.open_rows.
@@ -48,8 +47,20 @@ def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
     return from_folder(folder, pattern)._replace(name=repo, revision=folder.name)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, links to folders followed, each folder once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders.sort()
+        yield from (Path(place, name) for name in names)
+
+
 def from_folder(folder: Path, pattern: str) -> Source:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
+    files = sorted(path for path in files_below(folder) if path.is_file() and path.suffix in SUFFIXES)
     matching = [path for path in files if fnmatch(str(path.relative_to(folder)), pattern)]
     if not matching:
         raise ValueError(
@@ -72,39 +83,37 @@ def locate(source: str, revision: str | None = None, pattern: str = "*.parquet")
     return from_hub(source, revision, pattern)
 
 
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Name the file in one line whatever goes wrong while it is read."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {first_line(error)}; is it truncated?") from error
-
-
 def row_count(path: Path) -> int | None:
     """Return the number of rows of a parquet file from its footer; None for JSON lines, which do not say."""
     with readable(path):
         return pq.ParquetFile(path).metadata.num_rows if path.suffix == ".parquet" else None
 
 
-def json_lines(path: Path) -> Iterator[dict]:
-    with path.open(encoding="utf-8-sig") as lines:
-        yield from (json.loads(line) for line in lines if line.strip())
+def json_rows(path: Path) -> Iterator[dict]:
+    """Yield the rows of a file of JSON lines; ValueError for a line that is none: no row is lost unseen."""
+    for line in lines(path):
+        if line.record is None:
+            raise ValueError(f"{name_lines(path, [line])}; each line is to be a JSON object in UTF-8: fix or remove it")
+        yield line.record
 
 
 def record_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield those of `columns` that a file has, batch by batch; ValueError if it is damaged."""
-    with readable(path):
-        if path.suffix == ".parquet":
-            file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-            yield from file.iter_batches(BATCH_ROWS, columns=[c for c in columns if c in file.schema_arrow.names])
-            return
-        lines = json_lines(path)
-        while rows := list(islice(lines, BATCH_ROWS)):
+    if path.suffix != ".parquet":
+        rows_left = json_rows(path)
+        while rows := list(islice(rows_left, BATCH_ROWS)):
             names = [name for name in columns if any(name in row for row in rows)]
-            yield pa.RecordBatch.from_pylist([{name: row.get(name) for name in names} for row in rows])
+            with readable(path):
+                batch = pa.RecordBatch.from_pylist([{name: row.get(name) for name in names} for row in rows])
+            yield batch
+        return
+    with readable(path):
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+        yield from file.iter_batches(BATCH_ROWS, columns=[c for c in columns if c in file.schema_arrow.names])
 
 
 def records(path: Path) -> list[dict]:
+    if path.suffix != ".parquet":
+        return list(json_rows(path))
     with readable(path):
-        return pq.ParquetFile(path).read().to_pylist() if path.suffix == ".parquet" else list(json_lines(path))
+        return pq.ParquetFile(path).read().to_pylist()

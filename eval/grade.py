@@ -20,15 +20,13 @@ from pathlib import Path
 from common.command import run as run_command
 from common.command import settings, within
 from common.files import sha256, write_text
-from common.json_lines import read_json
 from common.models import check_model
 from common.processes import held_folder
-from data_prep.benchmarks import BENCHMARKS
 from eval import judge
 from eval.engines import ModelSettings, add_engine_arguments
 from eval.grading import JUDGED, OFFICIAL, TYPED, Cache, Grade, grade_samples
-from eval.samples import ENDING, PROTOCOL, read_samples, sample_files
-from eval.scores import by_problem, grade_lines, mean_distinct_4, mean_scores, score_task
+from eval.samples import PROTOCOL, check_alike, read_samples, sample_files, settings_of
+from eval.scores import DISTINCT_VERSION, by_problem, grade_lines, mean_distinct_4, mean_scores, score_task
 
 
 @dataclass(frozen=True)
@@ -38,24 +36,23 @@ class JudgeSettings(ModelSettings):
     audit: float = 0.05
 
 
-def settings_of(path: Path, task: str) -> dict:
-    """Read what made a samples file: of ours its settings, of the release's its folder's name for the model."""
-    if path.name.endswith(ENDING):
-        return read_json(path.with_name(f"{task}.meta.json"), "model", "problem_count", *PROTOCOL)
-    count = {"problem_count": BENCHMARKS[task].problems} if task in BENCHMARKS else {}
-    return {"model": path.resolve().parent.name, **count}
-
-
-def grade_task(path: Path, task: str, problem_count: int | None, cache: Cache) -> tuple[list[Grade], float]:
+def grade_task(path: Path, task: str, made_by: dict, cache: Cache) -> tuple[list[Grade], float | None]:
     records = read_samples(path, task)
     if not records:
         raise ValueError(f"{path}: holds no samples; run eval.generate again")
     there = len({record["problem_id"] for record in records})
-    if problem_count not in (None, there):
-        raise ValueError(f"{path}: has samples of {there} problems of {problem_count}; run eval.generate again")
-    grades = grade_samples(records, task, cache)
-    by_problem(grades, path)
-    key = cache.key("distinct_4", sha256(path))
+    if made_by.get("problem_count") not in (None, there):
+        raise ValueError(
+            f"{path}: has samples of {there} problems of {made_by['problem_count']}; run eval.generate again"
+        )
+    try:
+        grades = grade_samples(records, task, cache)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    samples = len(next(iter(by_problem(grades, path).values())))
+    if made_by.get("samples", samples) > samples:
+        raise ValueError(f"{path}: has {samples} samples per problem of {made_by['samples']}; run eval.generate again")
+    key = cache.key("distinct_4", DISTINCT_VERSION, sha256(path))
     cache.fill({key: (records,)}, mean_distinct_4, f"{task}, distinct-4")
     return grades, cache.known[key]
 
@@ -83,9 +80,10 @@ def grade_folder(folder: Path, judge_settings: JudgeSettings | None = None) -> d
     if judge_settings and not judge_settings.endpoint:
         check_model(judge_settings.model)
     made_by = {task: settings_of(path, task) for task, path in files.items()}
+    check_alike(folder, made_by)
     grades, distinct = {}, {}
     for task, path in files.items():
-        grades[task], distinct[task] = grade_task(path, task, made_by[task].get("problem_count"), cache)
+        grades[task], distinct[task] = grade_task(path, task, made_by[task], cache)
     tracks: tuple[str, ...] = (OFFICIAL, TYPED)
     if judge_settings:
         grades, tracks = with_verdicts(grades, judge_settings, folder), (*tracks, JUDGED)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.json_lines import format_line, read_lines
+from common.json_lines import drop_damaged, format_line, read_lines
 from eval import official, typed
 from eval.judge import Question, final_part
+from eval.samples import SHAPES
 from reward.justrl import last_boxed
 from reward.notation import last_box
 from reward.sandbox import WORKERS
@@ -25,6 +26,7 @@ class Cache:
 
     def __init__(self, path: Path):
         self.path = path
+        drop_damaged(path, SHAPES["cached"])
         self.known = {line["key"]: line["value"] for line in (read_lines(path)[0] if path.exists() else [])}
 
     @staticmethod

@@ -18,6 +18,7 @@ from data_prep.prompt import BOXED_SENTENCE
 from eval.answering import answer, tokenize
 from eval.engines import ModelSettings
 from eval.failures import Overflow
+from eval.samples import SHAPES
 
 DEFAULT = "opencompass/CompassVerifier-3B"
 PROMPT = Path(__file__).with_name("judge_prompt.txt").read_text().rstrip("\n")
@@ -66,7 +67,7 @@ def ask(questions: Iterable[Question], folder: Path, model: ModelSettings) -> di
         Failure: some questions were not answered.
     """
     path, judge = folder / "judgements.jsonl", [model.model, model.revision, model_digest(model.model), PROMPT_VERSION]
-    drop_damaged(path)
+    drop_damaged(path, SHAPES["judgement"])
     listed = read_lines(path)[0] if path.exists() else []
     known = {Question(*line["question"]): line["verdict"] for line in listed if line["judge"] == judge}
     unknown = [question for question in dict.fromkeys(questions) if question not in known]

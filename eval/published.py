@@ -10,7 +10,7 @@ from data_prep.benchmarks import BENCHMARKS
 from eval.statistics import sampling_error
 from eval.tables import Table, interval_cell, signed_percent
 
-PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
+PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 NORMAL_95 = 1.96
 
 

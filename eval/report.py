@@ -16,12 +16,12 @@ from pathlib import Path
 
 from common.command import run as run_command
 from common.files import write_text
-from common.json_lines import read_lines
+from common.json_lines import name_lines, read_lines
 from eval import sections
 from eval.figures import draw_lengths, draw_pass_at_k, draw_scores
 from eval.published import PUBLISHED
 from eval.results import Results, find, graded_checkpoints, load
-from eval.samples import ENDING, read_samples
+from eval.samples import ENDING, SHAPES, read_samples
 from eval.tables import Table, listed, render_markdown, render_page
 from recipe.monitor.report import training_section
 
@@ -34,8 +34,13 @@ def examples(folder: Path) -> list[str]:
     path = next(iter(sorted(folder.glob(f"*{ENDING}"))), None)
     if path is None:
         return []
-    grades = read_lines(path.with_name(path.name.replace(ENDING, ".grades.jsonl")))[0]
-    pairs = [pair for pair in zip(read_samples(path), grades, strict=False) if pair[0]["sample"] == 0]
+    graded = path.with_name(path.name.replace(ENDING, ".grades.jsonl"))
+    grades, bad = read_lines(graded, SHAPES["grade"])
+    if bad:
+        raise ValueError(f"{name_lines(graded, bad)}; grade again: python -m eval.grade {folder}")
+    samples = {sample["problem_id"]: sample for sample in read_samples(path) if sample["sample"] == 0}
+    first = [grade for grade in grades if grade["sample"] == 0 and grade["problem_id"] in samples]
+    pairs = [(samples[grade["problem_id"]], grade) for grade in first]
     shown = []
     for sample, grade in sorted(pairs, key=lambda pair: -pair[1]["rule"])[:EXAMPLES]:
         problem = (sample["prompt"] or "").split("\n")[0]

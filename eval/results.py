@@ -1,27 +1,46 @@
 """Graded evaluations, found in folders and set side by side on the benchmarks that all of them have."""
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 
 from common.json_lines import read_json
+from eval.samples import RELEASED, SHAPES, check_alike, find_samples, settings_of
 from eval.statistics import mean_interval
 from eval.tables import interval_cell, listed
 
 
 def load(folder: Path) -> dict:
-    """Read the scores of an evaluation; ValueError if they are not as eval.grade writes them now."""
-    scores = read_json(folder / "scores.json", "model", "track", "tasks")
-    if not all("tracks" in result for result in scores["tasks"].values()):
-        raise ValueError(f"{folder}/scores.json: not as eval.grade writes it today; grade again")
+    """Read the scores of an evaluation; ValueError if they are not as eval.grade writes them now.
+
+    Also if its tasks were sampled with different settings, which eval.grade did not always look at.
+    """
+    scores = read_json(
+        folder / "scores.json", shape=SHAPES["scores"], fix=f"grade again: python -m eval.grade {folder}"
+    )
+    for task, part in scores["tasks"].items():
+        bins, asked = part["tokens"], {frozenset(track["per_problem"]) for track in part["tracks"].values()}
+        are_bins = not bins or len(bins["right"]) == len(bins["wrong"]) == len(bins["edges"]) - 1
+        if scores["track"] not in part["tracks"] or len(asked) != 1 or not are_bins:
+            raise ValueError(f"{folder}/scores.json: {task} lacks a track, a problem or a bin; grade again")
+    settings: dict[str, dict] = {task: {} for task in scores["tasks"]}
+    for task, given in (scores.get("protocol") or {}).items():
+        settings[task] = {name: value for name, value in given.items() if value is not None}
+    for task, path in find_samples(folder).items():
+        if RELEASED.fullmatch(path.name) or (folder / f"{task}.meta.json").exists():
+            settings[task] = settings_of(path, task)
+    check_alike(folder, settings)
     return scores
 
 
 def graded_checkpoints(run: Path) -> list[Path]:
     """List the folders of a run's graded evaluations, the base first, then by step."""
-    steps = sorted(run.glob("eval/step_*/scores.json"), key=lambda path: int(path.parent.name.removeprefix("step_")))
-    return [path.parent for path in (run / "eval" / "base" / "scores.json", *steps) if path.exists()]
+    found = {path.parent: re.fullmatch(r"step_(\d+)", path.parent.name) for path in run.glob("eval/step_*/scores.json")}
+    steps = sorted((int(match[1]), path) for path, match in found.items() if match)
+    base = run / "eval" / "base"
+    return [base] * (base / "scores.json").exists() + [path for _, path in steps]
 
 
 def find(folders: list[Path]) -> dict[str, Path]:

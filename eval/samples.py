@@ -10,16 +10,21 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from common.json_lines import name_lines, read_lines
+from common.json_lines import name_lines, read_json, read_lines, read_shapes
 from data_prep.benchmarks import BENCHMARKS
 
 ENDING = ".samples.jsonl"
+SHAPES = read_shapes(Path(__file__).parent)
 # How the release samples, beside the number of samples.
 PROTOCOL = {"prompt": "evaluation", "temperature": 0.7, "top_p": 0.9, "max_tokens": 31744}
-RELEASED = re.compile(r"(.+?)_t[\d.]+_p[\d.]+_n\d+-MNT\d+\.jsonl")
+NUMBER = r"(\d+(?:\.\d+)?)"
+RELEASED = re.compile(rf"(.+?)_t{NUMBER}_p{NUMBER}_n\d+-MNT(\d+)\.jsonl")
+OURS, RELEASE = "eval.generate", "the release"
+# What decides a sample, beside the problems: all tasks of a folder have the same.
+SHARED = "format model revision files endpoint prompt temperature top_p max_tokens base_seed".split()
 
 
-def sample_files(folder: Path) -> dict[str, Path]:
+def find_samples(folder: Path) -> dict[str, Path]:
     """Map tasks to samples files, ours or the release's, in the order of the paper's table."""
     files = {path.name.removesuffix(ENDING): path for path in sorted(folder.glob(f"*{ENDING}"))}
     names = {task.lower(): task for task in BENCHMARKS}
@@ -29,26 +34,54 @@ def sample_files(folder: Path) -> dict[str, Path]:
             if task in files:
                 raise ValueError(f"{folder}: {files[task].name} and {path.name} are both of {task}; keep one")
             files[task] = path
-    if not files:
-        raise ValueError(f"{folder}: has no *{ENDING} and no *-MNT*.jsonl of the release; run eval.generate first")
     order = list(BENCHMARKS)
     return dict(sorted(files.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
+def sample_files(folder: Path) -> dict[str, Path]:
+    """Find the samples files of a folder as `find_samples` does; ValueError if there are none."""
+    if files := find_samples(folder):
+        return files
+    raise ValueError(f"{folder}: has no *{ENDING} and no *-MNT*.jsonl of the release; run eval.generate first")
+
+
+def settings_of(path: Path, task: str) -> dict:
+    """Read what made a samples file: of ours its settings; the release's are in its name, the model its folder's."""
+    if match := RELEASED.fullmatch(path.name):
+        count = {"problem_count": BENCHMARKS[task].problems} if task in BENCHMARKS else {}
+        sampling = {"temperature": float(match[2]), "top_p": float(match[3]), "max_tokens": int(match[4])}
+        return {"format": RELEASE, "model": path.resolve().parent.name, **sampling, **count}
+    fix = f"without it {path.name} cannot be used: delete both and run eval.generate again"
+    return {"format": OURS} | read_json(path.with_name(f"{task}.meta.json"), shape=SHAPES["settings"], fix=fix)
+
+
+def check_alike(folder: Path, settings: dict[str, dict]) -> None:
+    """Raise a ValueError if the tasks of a folder differ in a setting; one that an older file lacks does not count."""
+    for name in SHARED:
+        there = {task: given[name] for task, given in settings.items() if name in given}
+        first = next(iter(there), "")
+        for task, value in there.items():
+            if value != there[first]:
+                both = f"{first} has {name}={there[first]!r:.99} and {task} {name}={value!r:.99}"
+                fix = "choose another --output for one of them, or move its files"
+                raise ValueError(f"{folder}: {both}; the tasks of a folder have one model and one sampling: {fix}")
+
+
 def read_samples(path: Path, task: str | None = None) -> list[dict]:
-    """Read a samples file, in either format, as ours; damaged lines are left out with a note."""
-    records, damaged = read_lines(path)
-    if damaged and not records:
-        raise ValueError(f"{name_lines(path, damaged)}; is it a samples file?")
-    if damaged:
-        print(f"{name_lines(path, damaged)}; left out", file=sys.stderr)
+    """Read a samples file, in either format, as ours.
+
+    Damaged lines of ours are left out with a note: `eval.generate` makes those samples again.
+    """
     task = task or path.name.removesuffix(ENDING)
-    try:
-        if records and "example_id" in records[0]:
-            records = [from_release(task, record) for record in records]
-        check_samples(path, records)
-    except KeyError as error:
-        raise ValueError(f"{path}: a sample lacks {error}; is it a samples file?") from error
+    is_release = RELEASED.fullmatch(path.name)
+    records, bad = read_lines(path, SHAPES["released sample" if is_release else "sample"])
+    if bad and (is_release or not records or any(line.record is not None for line in bad)):
+        raise ValueError(f"{name_lines(path, bad)}; is it a samples file? correct or remove the line")
+    if bad:
+        print(f"{name_lines(path, bad)}; left out", file=sys.stderr)
+    if is_release:
+        records = [from_release(task, record) for record in records]
+    check_samples(path, records)
     number_samples(records)
     return records
 
@@ -60,12 +93,10 @@ def from_release(task: str, record: dict) -> dict:
 
 
 def check_samples(path: Path, records: list[dict]) -> None:
-    """Raise a KeyError for a field that is missing or no text, and a ValueError for a sample that is there twice."""
-    keys = [(record["problem_id"], record["seed"], record["sample"]) for record in records]
-    for field, kinds in (("answer", str), ("response", str), ("prompt", (str, type(None)))):
-        if not all(isinstance(record[field], kinds) for record in records):
-            raise KeyError(f"{field} as text")
-    samples = Counter((problem, seed if sample is None else sample) for problem, seed, sample in keys)
+    """Raise a ValueError for a sample that is there twice, by its number or the release's seed, if it has one."""
+    numbers = [record["seed"] if record["sample"] is None else record["sample"] for record in records]
+    keys = [(record["problem_id"], number) for record, number in zip(records, numbers, strict=True)]
+    samples = Counter(key for key in keys if key[1] is not None)
     for (problem, sample), count in samples.most_common(1):
         if count > 1:
             raise ValueError(
@@ -74,7 +105,7 @@ def check_samples(path: Path, records: list[dict]) -> None:
 
 
 def number_samples(records: list[dict]) -> None:
-    """Number each problem's samples, in place, where the release has no numbers."""
+    """Number each problem's samples, in place and in the file's order, where the release has no numbers."""
     seen: Counter = Counter()
     for record in records:
         if record["sample"] is None:

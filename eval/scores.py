@@ -13,6 +13,7 @@ from eval.statistics import distinct_n, interval, majority, mean_interval, pass_
 
 FAILURES = ("error", "timed_out", "crashed", "refused", "unusable_truth", "unparsable")  # apart from incorrect ones
 PERCENTILES = (10, 50, 90, 99)
+DISTINCT_VERSION = "2"  # raise it whenever distinct-4 may change: caches go by it
 BINS = 30  # of the histograms of lengths
 
 
@@ -52,17 +53,17 @@ def score_track(problems: dict[str, list[Grade]], track: str) -> dict:
 
 def lengths(grades: list[Grade]) -> dict | None:
     """Return the mean and percentiles of response lengths (tokens), and histograms of correct and incorrect ones."""
-    tokens = np.array([grade.tokens or 0 for grade in grades])
-    if not tokens.any():
-        return None  # the release does not state them
-    correct = np.array([grade.is_correct(OFFICIAL) for grade in grades])
+    stated = [grade for grade in grades if grade.tokens is not None]  # by the release of none, by a server perhaps
+    if not stated:
+        return None
+    tokens, correct = np.array([(grade.tokens, grade.is_correct(OFFICIAL)) for grade in stated]).T
     edges = np.histogram_bin_edges(tokens, BINS)
     percentiles = zip(PERCENTILES, np.percentile(tokens, PERCENTILES).tolist(), strict=True)
     return {
         "mean": float(tokens.mean()),
         **{f"p{p}": value for p, value in percentiles},
-        "right": np.histogram(tokens[correct], edges)[0].tolist(),
-        "wrong": np.histogram(tokens[~correct], edges)[0].tolist(),
+        "right": np.histogram(tokens[correct == 1], edges)[0].tolist(),
+        "wrong": np.histogram(tokens[correct == 0], edges)[0].tolist(),
         "edges": edges.tolist(),
     }
 
@@ -77,7 +78,7 @@ def count_verdicts(grades: list[Grade]) -> dict | None:
     return {"graded": given.total(), **counts, "audited": len(audit), "disputed": disputed} if asked else None
 
 
-def score_task(grades: list[Grade], path: Path, tracks: Iterable[str], distinct_4: float) -> dict:
+def score_task(grades: list[Grade], path: Path, tracks: Iterable[str], distinct_4: float | None) -> dict:
     problems = by_problem(grades, path)
     by_track = {track: score_track(problems, track) for track in tracks}
     reasons = {track: Counter(grade.outcomes[track] for grade in grades) for track in (OFFICIAL, TYPED)}
@@ -108,11 +109,12 @@ def mean_scores(tasks: dict[str, dict]) -> dict[str, dict]:
     return means
 
 
-def mean_distinct_4(records: list[dict]) -> float:
+def mean_distinct_4(records: list[dict]) -> float | None:
     texts: dict[str, list[str]] = {}
     for record in records:
         texts.setdefault(record["problem_id"], []).append(record["response"])
-    return float(np.mean([distinct_n(responses) for responses in texts.values()]))
+    found = [value for responses in texts.values() if (value := distinct_n(responses)) is not None]
+    return float(np.mean(found)) if found else None
 
 
 def grade_lines(grades: Iterable[Grade]) -> str:

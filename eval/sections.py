@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from common.json_lines import read_json
+from data_prep.rows import SHAPES
 from eval.published import PUBLISHED, beside_published, published_row
 from eval.results import Results
 from eval.samples import PROTOCOL
@@ -18,7 +19,8 @@ def protocol(scores: dict[str, dict]) -> list[dict]:
     """Return what of each model's sampling is not the released protocol, and who judged."""
     models = []
     for name, given in scores.items():
-        settings = {item for task in given.get("protocol", {}).values() for item in task.items()}
+        tasks = (given.get("protocol") or {}).values()
+        settings = {(key, task.get(key)) for task in tasks for key in PROTOCOL}
         differing = [f"{key}={value}" for key, value in settings if value not in (None, PROTOCOL[key])]
         models.append({"name": name, "differing": sorted(differing), "judge": given.get("judge")})
     return models
@@ -62,15 +64,15 @@ def published(scores: dict[str, dict], named: str | None) -> list[dict]:
 def clean(scores: dict[str, dict], required: Path | None) -> dict:
     """Return the scores without the problems that the training set's manifest lists: `manifest`, and `table` if any."""
     path = required or MANIFEST
-    manifest = read_json(path, "settings") if required or path.exists() else {}
-    parts = manifest.get("contamination", {})
+    manifest = read_json(path, shape=SHAPES["manifest"], fix="prepare it again") if required or path.exists() else {}
+    parts = manifest.get("contamination") or {}
     results = Results(scores, among=parts)
     if not results.tasks:
         if required:
             raise ValueError(f"{path}: has none of these benchmarks; prepare the training set with --benchmarks")
         return {}
     copies = {problem for part in parts.values() for problem in part["problem_ids"]}
-    if not copies or manifest["settings"]["decontaminate"] == "drop":
+    if not copies or manifest.get("settings", {}).get("decontaminate") == "drop":
         return {"manifest": path}
     rows = []
     for row, tasks in results.rows.items():

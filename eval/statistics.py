@@ -45,8 +45,11 @@ def majority(answers: Sequence[str | None], grades: Sequence[int]) -> float:
     return float(np.mean(means)) if means else 0.0
 
 
-def distinct_n(texts: Sequence[str], n: int = 4) -> float:
-    """Fraction of distinct n-grams of white-space separated words among all of a problem's responses, as released."""
+def distinct_n(texts: Sequence[str], n: int = 4) -> float | None:
+    """Fraction of distinct n-grams of white-space separated words among all of a problem's responses, as released.
+
+    None where no response has n words.
+    """
     hashes = []
     for text in texts:
         words = np.fromiter(map(hash, text.split()), dtype=np.int64).view(np.uint64)
@@ -55,7 +58,7 @@ def distinct_n(texts: Sequence[str], n: int = 4) -> float:
             grams = grams * np.uint64(0x9E3779B97F4A7C15) + words[i : i + len(grams)]
         hashes.append(grams)
     every = np.concatenate(hashes) if hashes else np.zeros(0)
-    return len(np.unique(every)) / len(every) if len(every) else 0.0
+    return len(np.unique(every)) / len(every) if len(every) else None
 
 
 def widening(problems: int) -> float:

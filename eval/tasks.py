@@ -4,20 +4,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.files import digest
 from common.json_lines import damaged_path, drop_damaged, name_lines, read_json
 from common.models import model_digest
 from data_prep.benchmarks import BENCHMARKS
 from data_prep.prompt import evaluation_prompt, training_prompt
-from data_prep.rows import read_rows
+from data_prep.rows import read_problem_rows
 from eval.engines import ModelSettings
-from eval.samples import ENDING, PROTOCOL, read_samples
+from eval.samples import ENDING, OURS, PROTOCOL, SHAPES, SHARED, check_alike, find_samples, read_samples, settings_of
 
 PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
 DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's
-# Settings that decide what a sample is: a folder made with others is not mixed with these.
-FINGERPRINTED = "model revision files endpoint problems prompt temperature top_p max_tokens base_seed".split()
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,14 @@ def sample_seed(base_seed: int, task: str, problem_id: str, sample: int) -> int:
     return int.from_bytes(hashed[:4], "big") >> 1
 
 
-def wanted_samples(task: str, rows, prompt: str, samples: int, base_seed: int) -> list[dict]:
-    """Make a record for every sample of a task, of whose rows `rows` is the frame: all but the response's fields."""
+def wanted_samples(task: str, rows: list[dict], prompt: str, samples: int, base_seed: int) -> list[dict]:
+    """Make a record for every sample of a task from its rows: all but the response's fields."""
     wanted = {}
-    for row in rows.to_dict("records"):
+    for row in rows:
         extra = row["extra_info"]
-        if not {"index", "problem"} <= extra.keys():
-            raise ValueError(f"{task}: rows lack extra_info.index or .problem; prepare it with data_prep.benchmarks")
         problem_id = str(extra["index"])
         if (problem_id, 0) in wanted:
-            raise ValueError(f"{task}: two rows have the same extra_info.index, {problem_id}; prepare it again")
+            raise ValueError(f"{task}.parquet: two rows have the same extra_info.index, {problem_id}; prepare it again")
         for sample in range(samples):
             wanted[problem_id, sample] = {
                 "task": task,
@@ -83,11 +80,11 @@ def task_files(bench: Path, names: str | None) -> dict[str, Path]:
 
 def check_fingerprint(path: Path, settings: dict) -> None:
     """Compare a task's settings with those in `path`, which made the samples that are there."""
-    there = read_json(path, "model")
-    for name in FINGERPRINTED:
-        if there.get(name) != settings[name]:
+    there = read_json(path, shape=SHAPES["settings"], fix="delete the folder or choose another --output")
+    for name in (*SHARED, "problems"):
+        if name in there and there[name] != settings.get(name):
             raise ValueError(
-                f"{path.parent}: its samples were made with {name}={there.get(name)}, not {settings[name]}; "
+                f"{path}: its samples were made with {name}={there[name]!r:.99}, not {settings.get(name)!r}; "
                 "delete the folder or choose another --output"
             )
 
@@ -106,12 +103,19 @@ def without_done(wanted: list[dict], path: Path, settings: dict) -> list[dict]:
 
 def missing_samples(settings: SampleSettings, model: ModelSettings) -> tuple[list[dict], dict[str, dict]]:
     """Return a record for every sample that is missing, and for each task what its `meta.json` holds."""
-    shared = {"model": model.model, "revision": model.revision, "files": model_digest(model.model)}
-    shared |= {"endpoint": bool(model.endpoint)} | {name: getattr(settings, name) for name in (*PROTOCOL, "base_seed")}
+    shared: dict[str, Any] = {"model": model.model, "revision": model.revision, "files": model_digest(model.model)}
+    shared |= {"format": OURS, "endpoint": bool(model.endpoint)} | {
+        name: getattr(settings, name) for name in (*PROTOCOL, "base_seed")
+    }
     missing, by_task = [], {}
-    for task, path in task_files(settings.bench, settings.tasks).items():
+    tasks = task_files(settings.bench, settings.tasks)
+    there = {task: path for task, path in find_samples(settings.output).items() if path.stat().st_size}
+    made_by = {task: settings_of(path, task) for task, path in there.items()}
+    others = {task: given for task, given in made_by.items() if task not in tasks}
+    check_alike(settings.output, others | dict.fromkeys(tasks, shared))
+    for task, path in tasks.items():
         samples = settings.count(task)
-        wanted = wanted_samples(task, read_rows(path), settings.prompt, samples, settings.base_seed)
+        wanted = wanted_samples(task, read_problem_rows(path), settings.prompt, samples, settings.base_seed)
         problems = digest([text for record in wanted[::samples] for text in (record["prompt"], record["answer"])])
         by_task[task] = shared | {"task": task, "problems": problems, "samples": samples}
         by_task[task]["problem_count"] = len(wanted) // samples

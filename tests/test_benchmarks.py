@@ -1,6 +1,7 @@
 """The nine benchmarks: golden rows, every correction with its reference answer, and their sources."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -172,6 +173,46 @@ def test_another_order_is_said(tmp_path, shared_data, capsys):
     pq.write_table(pa.Table.from_pylist(rows[::-1]), tmp_path / "BRUMO25" / "test.parquet")
     benchmarks.prepare(str(tmp_path), tmp_path / "out", ["BRUMO25"])
     assert "ids are not comparable" in capsys.readouterr().out
+
+
+def verl_rows(folder, change) -> list[tuple[str, str]]:
+    """Write AIME24 as released, each row changed, and read it."""
+    rows = pq.ParquetFile(folder / "bench" / "AIME24" / "test.parquet").read().to_pylist()
+    for row in rows:
+        row |= change(row["prompt"][0]["content"], row["reward_model"]["ground_truth"])
+    return rows
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text, answer: {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": text}]},
+        lambda text, answer: {"reward_model": {"ground_truth": int(re.sub(r"\D", "", answer))}},
+    ],
+)
+def test_a_system_message_and_an_integer_are_read(tmp_path, shared_data, change):
+    pq.write_table(pa.Table.from_pylist(verl_rows(shared_data, change)), tmp_path / "a.parquet")
+    as_released = verl_rows(shared_data, lambda text, answer: {})
+    found = benchmarks.read_pairs(tmp_path / "a.parquet", "AIME24")
+    assert [problem for problem, _ in found] == [row["prompt"][0]["content"] for row in as_released]
+    assert "204" in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text, answer: {"prompt": [{"role": "user", "content": text}] * 2}, "not exactly one user message"),
+        (lambda text, answer: {"prompt": [{"role": "assistant", "content": text}]}, "not exactly one user message"),
+        (lambda text, answer: {"prompt": [{"role": "user", "content": None}]}, "row 0: problem and answer are to be"),
+        (lambda text, answer: {"reward_model": {"ground_truth": 204.0}}, r"row 0: .*204\.0"),
+        (lambda text, answer: {"reward_model": {"ground_truth": True}}, "row 0: .*True"),
+        (lambda text, answer: {"reward_model": {"ground_truth": None}}, "row 0: .*None"),
+    ],
+)
+def test_another_prompt_and_another_answer_are_refused(tmp_path, shared_data, change, message):
+    pq.write_table(pa.Table.from_pylist(verl_rows(shared_data, change)), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=rf"a\.parquet: .*{message}"):
+        benchmarks.read_pairs(tmp_path / "a.parquet", "AIME24")
 
 
 def test_wrong_sources_are_one_line(tmp_path, shared_data):

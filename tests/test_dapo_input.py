@@ -1,6 +1,7 @@
 """Wrong input, full disks and interrupts of the training set's preparation; and the real training set."""
 
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -40,6 +41,11 @@ def two_messages(path):
     pq.write_table(pa.Table.from_pylist([row]), path)
 
 
+def assistants(path):
+    row = {"prompt": [{"role": "assistant", "content": "q"}], "reward_model": {"ground_truth": "1"}}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+
+
 def no_rows(path):
     pq.write_table(pa.Table.from_pylist(raw_rows([("q", "1")])).slice(0, 0), path)
 
@@ -76,6 +82,7 @@ def not_utf8(path):
         (text_prompt, "column prompt is string; expected a list of messages"),
         (integer_truth, "ground_truth is int64; it must be text"),
         (two_messages, "not exactly one message"),
+        (assistants, "a message that is not the user's"),
         (no_rows, "has no rows"),
         (truncated, "is it truncated"),
         (damaged, "is it truncated"),
@@ -96,6 +103,45 @@ def test_wrong_input_is_one_line_and_leaves_the_output_as_it_was(tmp_path, make,
     assert done.stderr.count("\n") == 1
     assert output.read_text() == "what was there before"
     assert [path.name for path in output.parent.iterdir()] == ["train.parquet"]
+
+
+LINE = b'{"prompt": "What is 1+1?", "solution": "2"}\r\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LINE + b"\n# a note\n" + LINE, "raw.jsonl, line 3: is not JSON; each line is to be a JSON object in UTF-8"),
+        (LINE + b'{"prompt": "\xe4", "solution": "2"}', "raw.jsonl, line 2: is not UTF-8"),
+        (LINE + LINE[:20], "raw.jsonl, line 2: is truncated"),
+        (b"[" + LINE.strip() + b"]", "raw.jsonl, line 1: is no JSON object"),
+        (LINE.decode().encode("utf-16"), "raw.jsonl: is UTF-16; convert it with iconv"),
+        (LINE + b'{"prompt": "x", "solution": NaN}', "raw.jsonl: cannot be read"),
+        (LINE + b'{"prompt": "x", "solution": %d}' % 10**30, "raw.jsonl: cannot be read"),
+    ],
+)
+def test_a_source_with_a_damaged_line_is_refused_by_file_and_line(tmp_path, content, message):
+    (tmp_path / "raw.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prepare(tmp_path / "raw.jsonl", tmp_path / "train.parquet")
+    assert not (tmp_path / "train.parquet").exists()
+
+
+def test_blank_lines_byte_order_marks_and_crlf_are_read(tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf\r\n \n" + LINE + b"\n\xef\xbb\xbf" + LINE.replace(b"1+1", b"0+2"))
+    assert prepare(path, tmp_path / "train.parquet")["problems"] == 2
+
+
+def test_links_to_folders_of_shards_are_followed_once(tmp_path):
+    (tmp_path / "shards" / "deep").mkdir(parents=True)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "a.jsonl").write_bytes(LINE)
+    (tmp_path / "shards" / "deep" / "b.jsonl").write_bytes(LINE)
+    (tmp_path / "shards" / "link").symlink_to(tmp_path / "linked")
+    (tmp_path / "linked" / "back").symlink_to(tmp_path / "shards")
+    manifest = prepare(tmp_path / "shards", tmp_path / "train.parquet", files="*.jsonl")
+    assert (manifest["rows_in"], sorted(manifest["sha256_in"])) == (2, ["deep/b.jsonl", "link/a.jsonl"])
 
 
 def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path):

@@ -97,7 +97,7 @@ def test_duplicate_and_foreign_lines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="sample 0 of problem t-0 is there 2 times"):
         read_samples(path)
     path.write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match="lacks 'problem_id'"):
+    with pytest.raises(ValueError, match="line 1: lacks 'task'"):
         read_samples(path)
     path.write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1: is no JSON object; is it a samples file"):
@@ -142,13 +142,21 @@ def test_samples_of_too_few_problems_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"answer": 4}, "lacks 'answer as text'"), ({"response": None}, "response as text"), ({"prompt": [1]}, "prompt")],
+    [
+        ({"answer": 4}, "answer: expected type string, got 4"),
+        ({"response": None}, "response: .* got None"),
+        ({"prompt": [1]}, "prompt: "),
+        ({"seed": [1]}, "seed: "),
+        ({"sample": -1}, "sample: "),
+        ({"finish_reason": {}}, "finish_reason: "),
+        *(({"tokens": value}, "tokens: ") for value in (float("nan"), float("inf"), "12", -1, 1.5, 3.0, True, 10**30)),
+    ],
 )
-def test_what_is_no_text_is_refused(tmp_path, changed, message):
+def test_what_is_of_another_type_is_refused_by_file_and_line(tmp_path, changed, message):
     write_samples(tmp_path, "t", ["a"], samples=1)
     path = tmp_path / "t.samples.jsonl"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed) + "\n")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"t\.samples\.jsonl, line 1: {message}"):
         read_samples(path)
 
 
@@ -160,7 +168,7 @@ def test_half_a_character_survives_the_file(tmp_path):
 
 
 def test_samples_of_other_settings_are_not_mixed(tmp_path):
-    settings = {"model": "m", "revision": None, "files": None, "endpoint": False, "problems": "d"}
+    settings = {"model": "m", "revision": None, "files": None, "endpoint": False, "problems": "d", "problem_count": 1}
     settings |= {"prompt": "training", "temperature": 0.7, "top_p": 0.9, "max_tokens": 8, "base_seed": 0}
     path = tmp_path / "t.meta.json"
     with pytest.raises(ValueError, match="missing or damaged"):
@@ -226,12 +234,7 @@ def test_the_type_of_the_reference_answer_decides(task, released, correct, incor
 
 def test_what_is_asked_of_a_model_and_a_judge():
     row = benchmark_row("AIME24", 3, "What is 2+2?", r"\boxed{4}", None)
-
-    class Rows:
-        def to_dict(self, kind):
-            return [row]
-
-    (record,) = wanted_samples("AIME24", Rows(), "evaluation", 1, 0)
+    (record,) = wanted_samples("AIME24", [row], "evaluation", 1, 0)
     assert record["prompt"] == r"What is 2+2? Please reason step by step, and put your final answer within \boxed{}."
     assert record["answer"] == r"\boxed{4}", "as released: a track decides what it means"
     text = judge.Question(record["prompt"], "4", "5").prompt
