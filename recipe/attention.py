@@ -19,7 +19,7 @@ PACKED = "packed"  # what the configs set: the best kernel that the machine has
 FLASH_ATTN, TORCH, REFERENCE = f"{PACKED}_flash_attn", f"{PACKED}_torch", f"{PACKED}_reference"
 TRANSFORMERS_FLASH = "flash_attention_2"  # flash-attn through transformers, verl's default
 NAMES = (PACKED, FLASH_ATTN, TORCH, REFERENCE)
-IMPORT_SECONDS = 300  # for a child process that imports torch from a slow disk
+IMPORT_SECONDS = 3600  # for a child process that imports torch, from a slow disk or on a loaded machine
 
 
 def choose(device: str) -> str:

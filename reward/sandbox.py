@@ -30,9 +30,9 @@ ANSWERS = ("equivalent", "wrong", "unparsable", "unusable_truth")
 # Of processor time: on a loaded machine an honest one would miss a deadline by the clock.
 DEADLINE_SECONDS = 3.0
 TICK_SECONDS = 0.01  # of the kernel's timer, which less would not start
-PATIENCE_SECONDS = 30.0  # by the clock, for a worker that waits for something
+PATIENCE_SECONDS = 30.0  # by the clock, in which a worker that has a question uses no processor time
 LEFT: ContextVar[list[float]] = ContextVar("LEFT")  # seconds, of the response that a thread compares
-START_SECONDS = 120.0
+START_SECONDS = 120.0  # likewise, while it starts
 WORKER_BYTES = 2 * 2**30
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
@@ -67,12 +67,20 @@ class Worker:
             raise OSError(f"the worker {script.name} did not start; is what it imports installed?")
 
     def _line(self, seconds: float) -> str | None:
-        """Return the worker's next line; None if it takes longer, "" if the worker is dead."""
+        """Return the worker's next line; None if it uses no processor time for `seconds`, "" if it is dead."""
         ready = select.poll()  # not select: a Ray actor may have more than 1,024 files open
         ready.register(self.process.stdout, select.POLLIN)
-        if not ready.poll(1000 * seconds):
-            return None
+        seen = self._ticks()
+        while not ready.poll(1000 * seconds):
+            before, seen = seen, self._ticks()
+            if seen == before:
+                return None
         return self.process.stdout.readline().decode().strip()
+
+    def _ticks(self) -> list[str]:
+        """Return the processor time that the worker has used, in ticks (proc(5), stat)."""
+        with open(f"/proc/{self.process.pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[11:13]
 
     def ask(self, answer: str, reference: str, seconds: float = DEADLINE_SECONDS) -> str:
         self.used_seconds = seconds  # of processor time, where the question has no answer
@@ -85,7 +93,9 @@ class Worker:
         if outcome in self.answers:
             self.used_seconds = float(used)
             return outcome
-        late = line is None or self.process.wait(PATIENCE_SECONDS) == -signal.SIGPROF
+        if line:
+            return "crashed"
+        late = line is None or self.process.wait() == -signal.SIGPROF  # it has closed its pipe, so it is ending
         return "timed_out" if late else "crashed"
 
     def end(self) -> None:
