@@ -96,3 +96,11 @@ def test_a_lock_that_a_file_server_keeps_for_a_dead_machine_is_no_holder(tmp_pat
         fcntl.flock(kept, fcntl.LOCK_EX)
         with run_lock(tmp_path):
             assert lock_holder(tmp_path).text.startswith(f"process {os.getpid()} on")
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"null", b"\xff\xfe\0", b"a b c\n"])
+def test_a_damaged_lock_is_no_traceback(tmp_path, content):
+    (tmp_path / "run.lock").write_bytes(content)
+    assert not lock_holder(tmp_path).alive
+    with run_lock(tmp_path):
+        assert lock_holder(tmp_path).alive

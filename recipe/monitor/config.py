@@ -15,7 +15,8 @@ NEEDED: dict[str, type] = {LIMIT: int, "trainer.device": str, "actor_rollout_ref
 NEEDED |= dict.fromkeys(("data.train_batch_size", "data.max_prompt_length", "actor_rollout_ref.rollout.n"), int)
 NEEDED |= dict.fromkeys((f"{ACTOR}.ppo_epochs", f"{ACTOR}.ppo_mini_batch_size", "trainer.nnodes"), int)
 NEEDED |= {"trainer.n_gpus_per_node": int}
-OPTIONAL = {"trainer.total_training_steps": int, "reward.custom_reward_function.path": str}
+OPTIONAL = {"trainer.total_training_steps": int, "actor_rollout_ref.model.path": str}
+OPTIONAL |= {"reward.custom_reward_function.path": str, "reward.reward_kwargs.overlong_buffer_cfg.enable": bool}
 
 
 def read_config(path: Path, complete: bool = False) -> DictConfig:
