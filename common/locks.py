@@ -45,7 +45,7 @@ def run_lock(folder: Path):
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.lock"
-    with open(path, "a+") as lock:
+    with open(path, "a+", errors="replace") as lock:
         locked = take(lock)
         lock.seek(0)
         text = lock.read().strip()
@@ -101,7 +101,8 @@ def keep_beating(path: Path, ended: threading.Event) -> None:
 
 
 def is_elsewhere(text: str) -> bool:
-    return bool(text) and text.split()[3].rstrip(",") != socket.gethostname()
+    words = text.split()  # of `about_this_process`, or of a damaged file
+    return len(words) > 3 and words[3].rstrip(",") != socket.gethostname()
 
 
 def touched(path: Path) -> float:
@@ -123,7 +124,7 @@ def beats(path: Path, text: str) -> bool:
 def lock_holder(folder: Path) -> Holder:
     """Find the holder of a run's lock or the last one, from any machine."""
     path = folder / "run.lock"
-    with contextlib.suppress(FileNotFoundError), open(path) as lock:
+    with contextlib.suppress(FileNotFoundError), open(path, errors="replace") as lock:
         text = lock.read().strip()
         with contextlib.suppress(OSError):
             if not try_lock(lock, fcntl.LOCK_SH):  # shared, and for an instant only: a start needs it

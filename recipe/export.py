@@ -15,14 +15,14 @@ from common.command import run as run_command
 from common.forked_python import FORK
 from common.locks import run_lock
 from common.processes import end_with_parent
-from recipe.checkpoints import complete_checkpoints
+from recipe.checkpoints import complete_checkpoints, saved_by
 
 
 def export(run: Path, step: int | None) -> Path:
     """Export `step`, or the newest complete checkpoint, and return the folder.
 
     Raises:
-        ValueError: there is no such checkpoint, or another export of this run is in progress.
+        ValueError: there is no such checkpoint, a file of it is damaged, or another export is in progress.
         Failure: verl's merger failed; its last lines are in the message.
     """
     steps = complete_checkpoints(run / "checkpoints")
@@ -35,6 +35,7 @@ def export(run: Path, step: int | None) -> Path:
     exported = target / "config.json"
     if exported.is_file() and exported.stat().st_mtime > (checkpoint / "data.pt").stat().st_mtime:
         return target
+    saved_by(checkpoint)
     with run_lock(target.parent):
         aside = target.with_name(f".{target.name}")
         shutil.rmtree(aside, ignore_errors=True)  # of an export that was interrupted

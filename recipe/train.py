@@ -32,6 +32,7 @@ from recipe.check import add_arguments, compare, flat, require_paper
 from recipe.checkpoints import (
     DISCARDED,
     STOP,
+    TRACKER,
     best_checkpoint,
     check_ranks,
     complete_checkpoints,
@@ -40,14 +41,17 @@ from recipe.checkpoints import (
 )
 from recipe.cpu.environment import fork_server
 from recipe.environment import attempt_path, environment, prepare_config
+from recipe.monitor.config import read_config
 from recipe.monitor.health import Warnings
-from recipe.monitor.loggers import purge_tensorboard, use_wandb
-from recipe.monitor.metrics import StepLines, format_metrics, has_training, read_metrics, validation_accuracy
+from recipe.monitor.loggers import purge_tensorboard, use_file, use_wandb
+from recipe.monitor.metrics import StepLines, format_metrics, read_log, read_metrics, validation_accuracy
 from recipe.preflight import run_folder
 
 POLL_SECONDS = 1.0
+FILES = ("metrics.jsonl", DISCARDED, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP)
 FULL_BYTES = 1 << 20  # less free space than this after a failure means that it was the disk
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+KEYS_SHOWN = 20
 # Keys that differ at every start.
 START_KEYS = ("ray_kwargs.", "trainer.val_before_train", "trainer.max_actor_ckpt_to_keep")
 
@@ -56,12 +60,14 @@ class Interrupted(BaseException):  # as KeyboardInterrupt: OmegaConf replaces ev
     """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
-def changed_keys(before: Path, config: DictConfig) -> list[str]:
-    """List the dotted keys in which `config` differs from the config of the last start."""
+def changed_keys(before: Path, config: DictConfig) -> str:
+    """List the dotted keys in which `config` differs from the config of the last start, "" if in none."""
     if not before.exists():
-        return []
-    old, new = (flat(c) for c in (OmegaConf.load(before), config))
-    return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(START_KEYS))
+        return ""
+    old, new = (flat(c) for c in (read_config(before), config))
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(START_KEYS))
+    more = [f"and {len(keys) - KEYS_SHOWN} more"] if keys[KEYS_SHOWN:] else []
+    return ", ".join([*keys[:KEYS_SHOWN], *more])
 
 
 class Progress:
@@ -77,10 +83,11 @@ class Progress:
         for step, metrics in read_metrics(self.metrics_path).items():
             self.warnings.add(step, metrics)  # printed before the resume
             self.accuracy[step] = validation_accuracy(metrics)
+        self.unlogged = set(complete_checkpoints(self.checkpoints)) - self.accuracy.keys()
         self.prune(max(self.accuracy, default=0))
 
     def prune(self, step: int) -> None:
-        prune(self.checkpoints, self.keep, step, best_checkpoint(self.checkpoints, self.accuracy))
+        prune(self.checkpoints, self.keep, step, best_checkpoint(self.checkpoints, self.accuracy), self.unlogged)
 
     def collect(self, last: bool = False) -> None:
         """Take the steps that verl has logged since the last call."""
@@ -115,7 +122,8 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress) 
             waiting.tick()
         time.sleep(POLL_SECONDS)
     progress.collect(last=True)
-    progress.attempt.unlink(missing_ok=True)
+    if not read_log(progress.attempt)[1]:  # else the next start keeps the damaged lines aside
+        progress.attempt.unlink(missing_ok=True)
     return driver.returncode
 
 
@@ -159,20 +167,21 @@ def announce(config: DictConfig, step: int, log) -> None:
     print(f"  attention: {chosen}", flush=True)
     log.write(f"attention: {chosen}\n")
     log.flush()
-    if step and (changed := changed_keys(folder / "config.yaml", config)):
-        print(f"  note: changed since the last start: {', '.join(changed)}")
+    try:
+        if step and (changed := changed_keys(folder / "config.yaml", config)):
+            print(f"  note: changed since the last start: {changed}")
+    except ValueError as error:
+        print(f"  note: changes since the last start are unknown: {error}")
 
 
-def resume_step(config: DictConfig) -> int:
-    """Reconcile what earlier starts left; return the step to continue from, 0 for none."""
+def check_paths(config: DictConfig) -> None:
+    """Check that nothing has the place of a run's files and folders; ValueError of one line."""
     folder, checkpoints = run_folder(config), Path(config.trainer.default_local_dir)
-    step = reconcile(folder / "metrics.jsonl", attempt_path(config), checkpoints)
-    (folder / STOP).unlink(missing_ok=True)
-    for aside in checkpoints.glob("discarded_*"):
-        print(f"  note: {aside} has no metrics; training repeats its steps")
-    if not step and (folder / DISCARDED).exists():
-        print(f"  note: training repeats steps without a checkpoint; their metrics are in {folder / DISCARDED}")
-    return step
+    folders = [*reversed(folder.parents), folder, checkpoints, folder / "tensorboard", folder / "validation"]
+    files = [*(folder / name for name in FILES), attempt_path(config), checkpoints / TRACKER]
+    for path in folders + files:
+        if os.path.lexists(path) and path.is_dir() != (path in folders):
+            raise ValueError(f"{path}: the run needs a {'folder' if path in folders else 'file'} there; move it away")
 
 
 def train(config: DictConfig) -> int:
@@ -182,17 +191,20 @@ def train(config: DictConfig) -> int:
         Failure: the run failed, or was stopped on request.
     """
     folder, total = run_folder(config), config.trainer.total_training_steps
+    check_paths(config)
     with run_lock(folder):
         record = ProcessRecord(folder)
         if ended := record.end_stale():
             print(f"ended {ended} stale processes of an earlier start")
-        step = resume_step(config)
+        checkpoints = Path(config.trainer.default_local_dir)
+        step = reconcile(folder / "metrics.jsonl", attempt_path(config), checkpoints)
+        (folder / STOP).unlink(missing_ok=True)
         if total and step >= total:
             print(f"training already finished: {folder} has step {step}")
             return 0
         preflight.check_gpus_free(config)
         if step:
-            check_ranks(Path(config.trainer.default_local_dir) / f"global_step_{step}", config)
+            check_ranks(checkpoints / f"global_step_{step}", config)
         purge_tensorboard(folder / "tensorboard", step)
         with open(folder / "train.log", "a") as log:
             announce(config, step, log)
@@ -215,8 +227,7 @@ def finish(config: DictConfig, status: int, log_start: int) -> int:
     if (folder / STOP).exists() and step != config.trainer.total_training_steps:
         print(f"stopped on request, saved at step {step}; the same command continues", file=sys.stderr)
         return 1
-    steps = len([m for m in read_metrics(folder / "metrics.jsonl").values() if has_training(m)])
-    print(f"training finished: {steps} steps")
+    print(f"training finished: {max(read_metrics(folder / 'metrics.jsonl'), default=step)} steps")
     return 0
 
 
@@ -243,6 +254,7 @@ def main() -> int:
         config, comparisons = compare(args.config, args.overrides, device(), args.allow)
         require_paper(comparisons)
         use_wandb(config)
+        use_file(config)
         preflight.check(config)
         return train(config)
     except (RuntimeError, OSError) as error:

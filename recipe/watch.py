@@ -10,54 +10,65 @@ import contextlib
 import time
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from common.command import run as run_command
+from common.json_lines import Line, name_lines
 from common.locks import lock_holder
 from common.progress import WARNING, duration
 from recipe.checkpoints import complete_checkpoints
+from recipe.monitor.config import read_config
 from recipe.monitor.curves import aime24, band, has_bands
 from recipe.monitor.health import QUANTITIES, series, warnings
-from recipe.monitor.metrics import SMOOTHED_STEPS, has_training, read_metrics, seconds_left, step_seconds
+from recipe.monitor.metrics import SMOOTHED_STEPS, has_training, read_log, seconds_left, step_seconds
 
 REFRESH_SECONDS = 2.0
 WARNINGS_SHOWN = 4  # with the table they fit 24 lines; what does not fit, rich cuts off
 PIPE_WIDTH = 1000  # keeps lines in one piece where the output is not a terminal
 
 
-def read_config(folder: Path) -> DictConfig:
-    """Read the config of a run; ValueError if `folder` is not a run's."""
+class Run(NamedTuple):
+    """What a run's folder holds; `saved` is the step of the last complete checkpoint, 0 for none; `total` the last."""
+
+    folder: Path
+    config: DictConfig
+    by_step: dict[int, dict]
+    damaged: list[Line]
+    saved: int
+    total: int | None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder; ValueError if it is not one. Opens every file of every checkpoint."""
     if not folder.is_dir():
         inside = Path("outputs") / folder
         raise ValueError(f"{folder}: no such folder; " + (f"use {inside}" if inside.is_dir() else "see ls outputs"))
-    config = OmegaConf.create()
-    with contextlib.suppress(FileNotFoundError, yaml.YAMLError):
-        config = OmegaConf.load(folder / "config.yaml")
-    if not OmegaConf.select(config, "data.max_response_length"):
+    if not (folder / "config.yaml").exists():
         raise ValueError(f"{folder}: has no run's config.yaml, so none was started there; use outputs/<experiment>")
-    return config
+    config, (by_step, damaged) = read_config(folder / "config.yaml"), read_log(folder / "metrics.jsonl")
+    if damaged and not damaged[-1].raw.endswith(b"\n") and lock_holder(folder).alive:
+        damaged.pop()  # being written
+    saved = max(complete_checkpoints(folder / "checkpoints"), default=0)
+    return Run(folder, config, by_step, damaged, saved, OmegaConf.select(config, "trainer.total_training_steps"))
 
 
-def last_checkpoint(folder: Path) -> int:
-    return max(complete_checkpoints(folder / "checkpoints"), default=0)
-
-
-def headline(folder: Path, config: DictConfig, by_step: dict[int, dict], saved: int) -> str:
-    total, holder, last = config.trainer.total_training_steps, lock_holder(folder), max(by_step, default=0)
-    seconds = [step_seconds(metrics) for metrics in by_step.values() if has_training(metrics)]
-    parts = [f"step {last} of {total or '?'}" if by_step else "no metrics yet"]
+def headline(run: Run) -> str:
+    total, holder, last = run.total, lock_holder(run.folder), max(run.by_step, default=0)
+    seconds = [step_seconds(metrics) for metrics in run.by_step.values() if has_training(metrics)]
+    parts = [f"step {last} of {total or '?'}" if run.by_step else "no metrics yet"]
     if holder.alive and seconds:
         parts.append(f"{fmean(seconds[-SMOOTHED_STEPS:]):.1f} s/step")
         parts += [f"{duration(seconds_left(seconds, total - last))} left"] if total else []
     state = "running" if holder.alive else "not running, ended abnormally" if holder.text else "not running"
     state += f" ({holder.text})" if holder.text else ""
-    return f"{folder.name}: {', '.join(parts)}; {state}; last complete checkpoint {saved or 'none'}"
+    return f"{run.folder.name}: {', '.join(parts)}; {state}; last complete checkpoint {run.saved or 'none'}"
 
 
 def table(by_step: dict[int, dict], config: DictConfig) -> Table:
@@ -65,7 +76,7 @@ def table(by_step: dict[int, dict], config: DictConfig) -> Table:
     for title in ("step", "value", f"mean of {SMOOTHED_STEPS}", "paper"):
         shown.add_column(title, justify="right")
     for name, values in series(by_step, config).items():
-        _, label, form = QUANTITIES.get(name, ("", f"validation {name}", ".3f"))
+        _, label, form = QUANTITIES.get(name, ("", escape(f"validation {name}"), ".3f"))
         step, recent = max(values), list(values.values())[-SMOOTHED_STEPS:]
         paper: tuple[float, ...] = ()
         if has_bands(config):
@@ -76,12 +87,15 @@ def table(by_step: dict[int, dict], config: DictConfig) -> Table:
     return shown
 
 
-def view(folder: Path, config: DictConfig, by_step: dict[int, dict], saved: int) -> Group:
-    messages = [f"{WARNING}{message}" for message in warnings(by_step, config)]
+def details(run: Run) -> list[Table | Text]:
+    """Show the values, the damaged lines and the newest warnings."""
+    messages = [f"{WARNING}{message}" for message in warnings(run.by_step, run.config)]
     if (hidden := len(messages) - WARNINGS_SHOWN) > 0:
-        messages = [f"{hidden} earlier warnings are in {folder / 'train.log'}", *messages[hidden:]]
-    tables = [table(by_step, config)] if by_step else []
-    return Group(Text(headline(folder, config, by_step, saved)), *tables, *(Text(line, "yellow") for line in messages))
+        messages = [f"{hidden} earlier warnings are in {run.folder / 'train.log'}", *messages[hidden:]]
+    if run.damaged:
+        messages.insert(0, f"{WARNING}left out: {name_lines(run.folder / 'metrics.jsonl', run.damaged)}")
+    tables = [table(run.by_step, run.config)] if run.by_step else []
+    return [*tables, *(Text(line, "yellow") for line in messages)]
 
 
 def follow(folder: Path, console: Console) -> None:
@@ -91,11 +105,10 @@ def follow(folder: Path, console: Console) -> None:
         while True:
             changed_at = path.stat().st_mtime_ns if path.exists() else 0
             if changed_at != read_at:
-                config, by_step, read_at = read_config(folder), read_metrics(path), changed_at
-                saved = last_checkpoint(folder)  # opens every file of every checkpoint
-            live.update(view(folder, config, by_step, saved), refresh=True)
-            total = config.trainer.total_training_steps
-            if total and max(by_step, default=0) >= total and not lock_holder(folder).alive:
+                run, read_at = read_run(folder), changed_at
+                shown = details(run)
+            live.update(Group(Text(headline(run)), *shown), refresh=True)
+            if run.total and max(run.by_step, default=0) >= run.total and not lock_holder(folder).alive:
                 return
             time.sleep(REFRESH_SECONDS)
 
@@ -105,11 +118,10 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, outputs/<experiment>")
     parser.add_argument("--once", action="store_true", help="print once and exit")
     args = parser.parse_args()
-    config, console = read_config(args.run), Console()
+    run, console = read_run(args.run), Console()
     if args.once or not console.is_terminal:
         width = None if console.is_terminal else PIPE_WIDTH
-        by_step = read_metrics(args.run / "metrics.jsonl")
-        Console(width=width).print(view(args.run, config, by_step, last_checkpoint(args.run)))
+        Console(width=width).print(Group(Text(headline(run)), *details(run)))
         return
     with contextlib.suppress(KeyboardInterrupt):  # how it is meant to be ended
         follow(args.run, console)

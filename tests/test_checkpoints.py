@@ -77,11 +77,11 @@ def test_what_the_last_start_wrote_is_merged(tmp_path):
     assert not (tmp_path / "attempt.jsonl").exists()
 
 
-def test_a_gap_in_the_metrics_ends_what_is_trusted(tmp_path):
+def test_a_gap_in_the_metrics_is_no_reason_to_go_back(tmp_path):
     checkpoint(tmp_path, 3)
     checkpoint(tmp_path, 6)
     log(tmp_path / "metrics.jsonl", [0, 1, 2, 3, 5, 6])
-    assert reconciled(tmp_path) == (3, [0, 1, 2, 3], "3")
+    assert reconciled(tmp_path) == (6, [0, 1, 2, 3, 5, 6], "6")
 
 
 def test_dying_before_the_first_checkpoint_starts_over(tmp_path):
@@ -116,6 +116,13 @@ def test_the_best_checkpoint_by_validation_is_kept_as_well(tmp_path):
     assert folders(tmp_path) == ["global_step_20", "global_step_5"]
     prune(tmp_path, 1, 20, best_checkpoint(tmp_path, accuracy | {20: 0.7}))
     assert folders(tmp_path) == ["global_step_20"], "the newest of equals"
+
+
+def test_a_checkpoint_that_may_be_the_best_is_kept_while_its_line_is_missing(tmp_path):
+    for step in (5, 10, 15):
+        checkpoint(tmp_path, step)
+    prune(tmp_path, 1, 15, best=None, unlogged={5})
+    assert folders(tmp_path) == ["global_step_15", "global_step_5"]
 
 
 def test_nothing_is_removed_for_a_checkpoint_that_is_not_whole_or_not_logged(tmp_path):
@@ -161,9 +168,9 @@ def test_a_checkpoint_beyond_the_metrics_is_set_aside_until_training_has_passed_
 
 def test_checkpoints_without_any_metrics_are_not_lost(tmp_path):
     checkpoint(tmp_path, 5)
-    assert reconciled(tmp_path)[0] == 0
+    assert reconciled(tmp_path) == (5, [], "5")
     prune(tmp_path, 3, 0)
-    assert folders(tmp_path) == ["discarded_global_step_5"]
+    assert folders(tmp_path) == ["global_step_5"]
 
 
 def test_removing_is_safe_against_a_death_in_its_middle(tmp_path, monkeypatch):

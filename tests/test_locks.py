@@ -121,3 +121,11 @@ def test_a_hold_up_of_the_one_who_waits_is_no_silence(monkeypatch):
     monkeypatch.setattr(patience.time, "monotonic", itertools.count(step=3600.0).__next__)
     waiting = patience.Patience("waiting", lambda: "the same", seconds=4 * patience.LOOK_SECONDS)
     assert [waiting.lasts() for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"null", b"\xff\xfe\0", b"a b c\n"])
+def test_a_damaged_lock_is_no_traceback(tmp_path, content):
+    (tmp_path / "run.lock").write_bytes(content)
+    assert not lock_holder(tmp_path).alive
+    with run_lock(tmp_path):
+        assert lock_holder(tmp_path).alive

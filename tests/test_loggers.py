@@ -7,7 +7,8 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.monitor.loggers import purge_tensorboard, use_wandb, wandb_environment
+from recipe.compose import compose
+from recipe.monitor.loggers import purge_tensorboard, use_file, use_wandb, wandb_environment
 from tests.conftest import HANGING_SECONDS, ROOT
 
 
@@ -68,3 +69,41 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
     log(range(6, 10), 2.0)
     shown = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
     assert [(event.step, event.value) for event in shown] == [(s, 1.0 if s < 6 else 2.0) for s in range(1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("override", "loggers"),
+    [
+        ("[console]", ["console", "file"]),
+        ("console", ["console", "file"]),
+        ("[console,wandb]", ["console", "wandb", "file"]),
+        ("[]", ["file"]),
+        ("file", "file"),
+        ("[file,console]", ["file", "console"]),
+        ("vemlp_wandb", ["vemlp_wandb", "file"]),
+    ],
+)
+def test_an_override_of_the_loggers_keeps_the_file_that_the_metrics_come_from(override, loggers, capsys):
+    config = compose("demo", [f"trainer.logger={override}"], "cpu")
+    use_file(config)
+    assert config.trainer.logger == loggers
+    assert ("added file to trainer.logger" in capsys.readouterr().out) == ("file" not in override)
+
+
+def test_a_single_logger_takes_wandb_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUSTRL_WANDB", "offline")
+    config = compose("demo", ["trainer.logger=console"], "cpu")
+    use_wandb(config)
+    assert config.trainer.logger == ["console", "wandb"]
+    config.trainer.logger = "vemlp_wandb"
+    assert wandb_environment(config, tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a b", b"null\nnull", b"\0\0"])
+def test_a_damaged_id_is_one_line_and_another_run_is_not_begun(config, tmp_path, content):
+    config.trainer.logger.append("wandb")
+    (tmp_path / "wandb.id").write_bytes(content)
+    with pytest.raises(ValueError, match=r"wandb\.id: damaged; write the run's id on W&B into it, or remove it"):
+        wandb_environment(config, tmp_path)
+    (tmp_path / "wandb.id").write_text("abcd1234\n")
+    assert wandb_environment(config, tmp_path)["WANDB_RUN_ID"] == "abcd1234"

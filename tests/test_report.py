@@ -15,6 +15,7 @@ from eval.statistics import interval, mean_interval
 from recipe.compose import compose
 from recipe.monitor.compute import compute
 from recipe.monitor.curves import BUDGETS, backbone
+from recipe.monitor.report import training_section
 from tests.conftest import HANGING_SECONDS, ROOT
 
 LENGTHS = {"mean": 900.4, "p10": 100.0, "p50": 800.0, "p90": 1500.0, "p99": 2000.0}
@@ -183,6 +184,32 @@ def test_metrics_without_a_config_are_refused(tmp_path):
     shutil.rmtree(tmp_path / "eval")
     with pytest.raises(FileNotFoundError, match=r"config\.yaml"):
         report.write([tmp_path])
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("line", ["null", '{"step": 9, "data": {"critic/score/mean": "x"}}', '{"step": 9, "da'])
+def test_damaged_lines_are_named_and_left_out(tmp_path, line):
+    run_folder = make_run(tmp_path)
+    path = run_folder / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 4, "data": {"critic/score/mean": null}}\n' + line)
+    text = (report.write([run_folder]) / "report.md").read_text()
+    assert "Trained 4 steps" in text
+    assert f"Left out: {path}, line 6: " in text
+    assert json.loads((run_folder / "report.json").read_text())[f"training of {run_folder.name}"]["damaged"] in text
+
+
+def test_metrics_that_are_all_damaged_are_named(tmp_path):
+    (make_run(tmp_path) / "metrics.jsonl").write_text("null\n12\n")
+    shutil.rmtree(tmp_path / "eval")
+    text = (report.write([tmp_path]) / "report.md").read_text()
+    assert f"No step can be read: {tmp_path}/metrics.jsonl, line 1: is no JSON object (and 1 more" in text
+
+
+@pytest.mark.parametrize("content", ["", "null", "[1]", "data: [1,", "data: {max_response_length: 64}", "trainer: 5"])
+def test_a_damaged_config_is_one_line(tmp_path, content):
+    (make_run(tmp_path) / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.yaml: damaged \(.*\); each start of the run writes"):
+        training_section(tmp_path, tmp_path)
 
 
 def chromium(*arguments):

@@ -1,5 +1,7 @@
 """What of the supervisor can be seen without a run."""
 
+import io
+import json
 import os
 import signal
 
@@ -7,9 +9,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from common.processes import RAY_PATIENCE
+from recipe import train as training
+from recipe.checkpoints import TRACKER
 from recipe.compose import compose
 from recipe.environment import environment, prepare_config
-from recipe.train import STOPPING_SIGNALS, Interrupted, interrupt
+from recipe.monitor.metrics import format_metrics, read_metrics
+from recipe.train import FILES, STOPPING_SIGNALS, Interrupted, Progress, changed_keys, interrupt, train
+from tests.test_checkpoints import checkpoint, folders, log
 
 
 @pytest.fixture
@@ -64,3 +70,95 @@ def test_an_optimizer_in_host_memory_has_the_cpus_threads(tmp_path, monkeypatch)
     assert environment(preset, tmp_path)["OMP_NUM_THREADS"] == "3", "what the user set stays"
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert "OMP_NUM_THREADS" not in environment(compose("justrl_deepseek", [], "cuda"), tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Compose the demo's config with a folder of its own."""
+    return compose("demo", [f"trainer.default_local_dir={tmp_path}/run/checkpoints"], "cpu")
+
+
+def test_a_finished_run_without_metrics_is_not_trained_again(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "supervise", lambda *_: pytest.fail("it must not start"))
+    checkpoint(tmp_path / "run" / "checkpoints", 10)
+    checkpoint(tmp_path / "run" / "checkpoints", 20)
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert train(run) == 0
+    assert f"training already finished: {tmp_path}/run has step 20" in capsys.readouterr().out
+    assert folders(tmp_path / "run" / "checkpoints") == ["global_step_10", "global_step_20"]
+
+
+@pytest.mark.parametrize("path", ["", "run", "run/checkpoints", "run/tensorboard"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(run, tmp_path, path):
+    run.trainer.default_local_dir = f"{tmp_path}/x/run/checkpoints"
+    place = tmp_path / "x" / path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("mine")
+    with pytest.raises(ValueError, match=f"^{place}: the run needs a folder there; move it away$"):
+        train(run)
+    assert place.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [*FILES, "attempt.jsonl", f"checkpoints/{TRACKER}"])
+def test_a_folder_in_the_place_of_a_file_is_one_line(run, tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'run' / name}: the run needs a file there; move it away$"):
+        train(run)
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[1]", b"12", b"data: [1,", b"\xff\xfe", b"data: 5", b"abc", b"\0"])
+def test_a_damaged_config_of_the_last_start_is_named(run, tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}: damaged .*; each start of the run writes it anew$"):
+        changed_keys(path, run)
+
+
+def test_changed_keys_are_listed_up_to_a_number(run, tmp_path):
+    path = tmp_path / "config.yaml"
+    assert changed_keys(path, run) == ""
+    OmegaConf.save(run, path)
+    assert changed_keys(path, run) == ""
+    changed = run.copy()
+    changed.data.train_batch_size = 64
+    assert changed_keys(path, changed) == "data.train_batch_size"
+    path.write_text("data:\n  max_response_length: 64\n")  # truncated at the end of a line
+    assert changed_keys(path, run).endswith(" more")
+    assert len(changed_keys(path, run)) < 2000
+
+
+def test_progress_waits_for_the_rest_of_a_line_that_verl_is_writing(run, tmp_path, capsys):
+    checkpoint(tmp_path / "run" / "checkpoints", 1)
+    progress = Progress(run, None, io.StringIO())
+    line = format_metrics({1: {"critic/score/mean": 0.5, "timing_s/step": 2.0}})
+    progress.attempt.write_text(line[:-20])
+    progress.collect()
+    assert capsys.readouterr().out == ""
+    progress.attempt.write_text(line + "null\n")
+    progress.collect(last=True)
+    assert "step    1/20  reward +0.500" in capsys.readouterr().out
+    assert list(read_metrics(progress.metrics_path)) == [1]
+
+
+def test_a_start_removes_no_checkpoint_whose_line_is_damaged(run, tmp_path):
+    saved, metrics = tmp_path / "run" / "checkpoints", tmp_path / "run" / "metrics.jsonl"
+    for step in (5, 10, 15, 20):
+        checkpoint(saved, step)
+    log(metrics, [*range(10), *range(11, 21)])
+    Progress(run, 1, io.StringIO())
+    assert folders(saved) == ["global_step_10", "global_step_20"]
+
+
+def test_a_damaged_step_in_verls_file_is_left_for_the_next_start(run, tmp_path, monkeypatch, capsys):
+    """The run ends, its damaged line stays in verl's file, and the next start keeps it aside."""
+    progress = Progress(run, None, io.StringIO())
+    driver = type("Driver", (), {"poll": lambda self: 0, "returncode": 0})()
+    for content, left in (('{"step": 1, "data": {}}\n', False), ('{"step": 2, "data": {}}\nnull\n', True)):
+        progress.attempt.parent.mkdir(exist_ok=True)
+        progress.attempt.write_text(content)
+        assert training.follow(driver, None, progress) == 0
+        assert progress.attempt.exists() == left
+    monkeypatch.setattr(training, "supervise", lambda *_: 0)
+    train(run)
+    assert "attempt.jsonl, line 2: is no JSON object; moved to" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / training.DISCARDED).open()] == [1, 2]

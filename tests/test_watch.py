@@ -1,5 +1,6 @@
 """The terminal view as a user runs it: once, followed in a terminal, and on folders that are not a run's."""
 
+import io
 import json
 import os
 import pty
@@ -12,8 +13,10 @@ import time
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from common.locks import lock_holder, run_lock
+from recipe.watch import details, follow, headline, read_run
 from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_checkpoints import checkpoint
 
@@ -120,11 +123,70 @@ def test_a_folder_that_is_not_a_runs_is_one_line_and_status_2(path, message):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_config_that_cannot_be_read_is_one_line_and_status_2(folder):
+CONFIGS = ["", "null", "data: [1,", "data: 5", "data: {max_response_length: x}", "- 1", "1", "data: ${x}", "\0"]
+RESTS = ["trainer: {total_training_steps: x}", "reward: {reward_kwargs: [1]}", "actor_rollout_ref: [1]"]
+LIMIT = "data: {max_response_length: 64}\n"
+
+
+@pytest.mark.parametrize("content", [*CONFIGS, *(LIMIT + rest for rest in RESTS)])
+def test_a_config_that_cannot_be_read_is_one_line_with_the_fix(folder, content):
+    path = folder / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"^{path}: damaged \(.*\); each start of the run writes it anew$"):
+        read_run(folder)
+
+
+def test_a_config_that_cannot_be_read_is_status_2(folder):
     (folder / "config.yaml").write_text("data: [1,")
     done = watch(folder)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [LIMIT, f"{LIMIT}trainer:", f"{LIMIT}reward: 5"])
+def test_a_config_with_the_limit_alone_is_enough(folder, content):
+    (folder / "config.yaml").write_text(content)
+    assert headline(read_run(folder)).startswith("tried: step 2 of ?; not running")
+    assert details(read_run(folder))
+
+
+@pytest.mark.parametrize(
+    "line", ["null", '{"step": "3", "data": {}}', '{"step": 3, "data": {"critic/score/mean": "x"}}']
+)
+def test_damaged_lines_are_named_and_the_others_are_shown(folder, line):
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(f"{line}\n[]\n")
+    before = (folder / "metrics.jsonl").read_bytes()
+    run = read_run(folder)
+    assert "step 2 of 4" in headline(run)
+    (text,) = (str(part) for part in details(run) if str(part).startswith("warning: left out"))
+    assert text.startswith(f"warning: left out: {folder}/metrics.jsonl, line 3: ")
+    assert text.endswith(" (and 1 more damaged lines)")
+    assert (folder / "metrics.jsonl").read_bytes() == before, "it only reads"
+
+
+def test_a_line_that_is_being_written_is_not_damaged(folder):
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "da')
+    with run_lock(folder):
+        assert not read_run(folder).damaged
+    assert read_run(folder).damaged
+
+
+def test_null_and_missing_numbers_are_no_tracebacks(folder):
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "data": {"critic/score/mean": null, "val-core/[/a]/acc/mean@4": 0.5}}\n')
+    done = watch(folder)
+    assert done.returncode == 0, done.stderr
+    assert "validation [/a] avg@4" in done.stdout
+
+
+def test_values_are_computed_again_only_when_the_metrics_change(folder, monkeypatch):
+    computed, rounds = [], iter([None, lambda: log_step(folder, 3), None, lambda: log_step(folder, 4)])
+    monkeypatch.setattr("recipe.watch.details", lambda run: computed.append(max(run.by_step)) or [])
+    monkeypatch.setattr("recipe.watch.time.sleep", lambda seconds: (next(rounds) or (lambda: None))())
+    follow(folder, Console(file=io.StringIO()))
+    assert computed == [2, 3, 4]
 
 
 def read_until(terminal, text, seconds=HANGING_SECONDS):

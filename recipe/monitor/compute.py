@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from recipe import paper
 from recipe.monitor.curves import BUDGETS, GPU_HOURS, STEPS
-from recipe.monitor.metrics import has_training, step_seconds
+from recipe.monitor.metrics import has_training, number, step_seconds
 
 
 def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:
@@ -25,7 +25,7 @@ def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:
         "updates": len(trained) * actor.ppo_epochs * data.train_batch_size // actor.ppo_mini_batch_size,
         "prompts": responses // n,
         "responses": responses,
-        "tokens": sum(metrics["response_length/mean"] for metrics in trained) * data.train_batch_size * n,
+        "tokens": sum(number(metrics, "response_length/mean", 0.0) for metrics in trained) * data.train_batch_size * n,
         "budget": responses * (data.max_prompt_length + data.max_response_length),
         "hours": sum(map(step_seconds, trained)) / 3600 * config.trainer.nnodes * config.trainer.n_gpus_per_node,
     }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from recipe.monitor.curves import band, has_bands
-from recipe.monitor.metrics import REWARD, SMOOTHED_STEPS, has_training, validation_scores
+from recipe.monitor.metrics import REWARD, SMOOTHED_STEPS, has_training, number, validation_scores
 
 # Fractions of responses that the replay buffer logs: no answer where the reward looks (all that the strict reward
 # can have), and answers that could not be judged.
@@ -52,17 +52,17 @@ RULES = (
 
 
 def quantities(metrics: dict, response_limit: int) -> dict[str, float]:
-    """Return the quantities that a step's metrics have; NaN for one that verl's logger wrote as null.
+    """Return the quantities that a step's metrics have; NaN for one without a number.
 
     verl 0.9 measures `response_length/clip_ratio` against the longest response of the batch, not against the limit.
     So it is the fraction truncated where the longest response reached the limit; elsewhere none was truncated.
     """
-    values = {name: metrics[key] for name, (key, _, _) in QUANTITIES.items() if key in metrics}
-    if "truncated" in values and (metrics.get("response_length/max") or 0) < response_limit:
+    values = {name: number(metrics, key) for name, (key, _, _) in QUANTITIES.items() if key in metrics}
+    if "truncated" in values and number(metrics, "response_length/max", 0.0) < response_limit:
         values["truncated"] = 0.0
     if "unscored" in values:
-        values["unscored"] = sum(metrics.get(key) or 0.0 for key in UNSCORED)
-    return {name: math.nan if value is None else value for name, value in values.items()}
+        values["unscored"] = sum(number(metrics, key, 0.0) for key in UNSCORED)
+    return values
 
 
 def series(by_step: dict[int, dict], config: DictConfig) -> dict[str, dict[int, float]]:

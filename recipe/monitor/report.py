@@ -6,18 +6,21 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from common.figures import COLOURS, colour, panels, save
+from common.json_lines import name_lines
 from recipe import attention
 from recipe.monitor.compute import compute, compute_rows, count
+from recipe.monitor.config import read_config
 from recipe.monitor.curves import AIME24, BANDS, BUDGETS, backbone, band, has_bands
 from recipe.monitor.health import QUANTITIES, series, warnings
-from recipe.monitor.metrics import REWARD, format_metric, has_training, read_metrics
+from recipe.monitor.metrics import REWARD, format_metric, has_training, number, read_log
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 OURS, PAPER = COLOURS[0], "#e0a030"
 MAIN = ("reward", "entropy", "length", "validation")  # the panels of the first figure
+BAND_POINTS = 1000
 MANY_STEPS = 100  # from here on a line is drawn without markers, and its running mean over it
 
 
@@ -30,23 +33,27 @@ class TrainingSection(NamedTuple):
 
 
 def training_section(run: Path, folder: Path) -> TrainingSection | None:
-    """Report a run's training, its figure written into `folder`; None for a run without steps.
+    """Report a run's training, its figure written into `folder`; None for a run without metrics.
 
     Raises:
         FileNotFoundError: the run has metrics and no config.
+        ValueError: the config is damaged.
     """
-    by_step = read_metrics(run / "metrics.jsonl")
+    by_step, bad = read_log(run / "metrics.jsonl")
     trained = [metrics for metrics in by_step.values() if has_training(metrics)]
+    damaged = name_lines(run / "metrics.jsonl", bad) if bad else ""
     if not trained:
-        return None
-    config = OmegaConf.load(run / "config.yaml")
+        text = f"## Training of {run.name}\n\nNo step can be read: {damaged}.\n"
+        return TrainingSection(text, [], {"damaged": damaged}) if bad else None
+    config = read_config(run / "config.yaml", complete=True)
     figures = draw_figures(by_step, config, folder, "" if folder == run else f"_{run.name}")
     ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
     rows = compute_rows(ours, config, name)
     text = jinja2.Template(TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True).render(
         run=run.name,
         steps=len(trained),
-        seconds=sum(metrics["timing_s/step"] for metrics in trained),
+        damaged=damaged,
+        seconds=sum(number(metrics, "timing_s/step", 0.0) for metrics in trained),
         rewards=[format_metric(metrics, REWARD) for metrics in (trained[0], trained[-1])],
         attention=attention.requested(config),
         figures=figures,
@@ -64,7 +71,7 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
         name: {step: None if math.isnan(value) else value for step, value in values.items()}
         for name, values in series(by_step, config).items()
     }
-    return TrainingSection(text, table, ours | {"curves": curves, "budgets": BUDGETS})
+    return TrainingSection(text, table, ours | {"curves": curves, "budgets": BUDGETS, "damaged": damaged})
 
 
 def draw_figures(by_step: dict[int, dict], config: DictConfig, folder: Path, ending: str) -> list[str]:
@@ -114,7 +121,7 @@ def draw_quantity(axis, name: str, values: dict[int, float], of_paper: bool) -> 
     axis.set_title(QUANTITIES[name][1], fontsize="small", loc="left")
     draw_line(axis, values, OURS)
     if of_paper and name in BANDS:
-        steps = np.arange(max(values) + 1)
+        steps = np.linspace(0, max(values), BAND_POINTS)
         bounds = np.array([band(name, int(step)) for step in steps])
         axis.fill_between(steps, bounds[:, 0], bounds[:, 1], color=PAPER, alpha=0.25, linewidth=0, zorder=0)
     elif (numbers := np.nan_to_num(list(values.values()))).min() >= 0:
