@@ -26,8 +26,8 @@ from common.locks import run_lock
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 RECORD_SECONDS = 2.0  # between looks at which processes were started
 SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5
-# A socket's path may have 107 characters (unix(7)); Ray's take 66 of them, vLLM's in a run's folder 53.
-ROOT_CHARACTERS = 40
+# A socket's path may have 107 bytes (unix(7)); Ray's take 66 of them, vLLM's in a run's folder 53.
+ROOT_BYTES = 40
 # Ray fails where its node takes more than 30 s to start or a worker more than 60, as on a machine with other work.
 RAY_PATIENCE = {
     "RAY_raylet_start_wait_time_s": "600",
@@ -40,9 +40,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def temporary_root() -> Path:
-    """The machine's folder for temporary files; /tmp where the paths of sockets below it would be too long."""
-    root = Path(tempfile.gettempdir())
-    return root if len(str(root)) <= ROOT_CHARACTERS else Path("/tmp")
+    """The machine's folder for temporary files; /tmp, for child processes too, where sockets' paths would be too long."""
+    if len(os.fsencode(tempfile.gettempdir())) > ROOT_BYTES:
+        os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+    return Path(tempfile.gettempdir())
+
+
+def ray_root() -> str:
+    """The folder for Ray's sockets and logs; ValueError if RAY_TMPDIR names one that is too long."""
+    root = os.environ.get("RAY_TMPDIR") or str(temporary_root())
+    if len(os.fsencode(root)) > ROOT_BYTES:
+        raise ValueError(f"RAY_TMPDIR={root}: longer than {ROOT_BYTES} bytes, too long for sockets; unset it")
+    return root
 
 
 def scratch_folder(folder: Path) -> Path:
