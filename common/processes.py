@@ -26,8 +26,8 @@ from common.locks import run_lock
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 RECORD_SECONDS = 2.0  # between looks at which processes were started
 SECONDS_TO_END = 10  # between asking and killing; Ray's own shutdown takes 2 to 5
-# A socket's path may have 107 bytes (unix(7)); Ray's take 66 of them, vLLM's in a run's folder 53.
-ROOT_BYTES = 40
+# A socket's path may have 107 characters (unix(7)); Ray's take 66 of them, vLLM's in a run's folder 53.
+ROOT_CHARACTERS = 40
 # Ray fails where its node takes more than 30 s to start or a worker more than 60, as on a machine with other work.
 RAY_PATIENCE = {
     "RAY_raylet_start_wait_time_s": "600",
@@ -40,18 +40,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def temporary_root() -> Path:
-    """The machine's folder for temporary files; /tmp, for child processes too, where sockets' paths would be too long."""
-    if len(os.fsencode(tempfile.gettempdir())) > ROOT_BYTES:
+    """The folder for temporary files; /tmp, for child processes too, where sockets' paths would be too long.
+
+    Raises:
+        ValueError: RAY_TMPDIR, which Ray prefers, is too long.
+    """
+    ray = os.environ.get("RAY_TMPDIR", "")
+    if len(os.fsencode(ray)) > ROOT_CHARACTERS:
+        raise ValueError(f"RAY_TMPDIR={ray}: too long for sockets, at most {ROOT_CHARACTERS} bytes; unset it")
+    if len(os.fsencode(tempfile.gettempdir())) > ROOT_CHARACTERS:
         os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
     return Path(tempfile.gettempdir())
-
-
-def ray_root() -> str:
-    """The folder for Ray's sockets and logs; ValueError if RAY_TMPDIR names one that is too long."""
-    root = os.environ.get("RAY_TMPDIR") or str(temporary_root())
-    if len(os.fsencode(root)) > ROOT_BYTES:
-        raise ValueError(f"RAY_TMPDIR={root}: longer than {ROOT_BYTES} bytes, too long for sockets; unset it")
-    return root
 
 
 def scratch_folder(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Look at every row that a run will read, before it starts: what would otherwise fail minutes in, in the first reward."""
+"""Look at every row that a run will read, before it starts: it would fail minutes later, in the first reward."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,38 +12,6 @@ from data_prep.rows import open_rows
 
 READ = ("data_source", "prompt", "reward_model", "extra_info")  # by verl and rewards
 TRUTH = "reward_model.ground_truth"
-
-
-def check_files(paths: list[str], score: Callable | None = None) -> int:
-    """Check every row of the files of one data set, which verl concatenates; return the number of rows.
-
-    Raises:
-        ValueError: as `check_rows` does, or a column is of different types in two files.
-    """
-    rows = [check_rows(path, score) for path in paths]
-    schemas = [{field.name: layout(field.type) for field in open_rows(path).schema_arrow} for path in paths]
-    for path, schema in zip(paths, schemas, strict=True):
-        for name in schema.keys() & schemas[0].keys():
-            if not alike(schema[name], schemas[0][name]):
-                kinds = f"{schema[name]}, and in {paths[0]} {schemas[0][name]}"
-                raise ValueError(f"{path}: {name} is {kinds}; prepare both in the same way")
-    return sum(rows)
-
-
-def layout(kind: pa.DataType) -> dict | list | str:
-    """Describe a type as the package datasets tells types apart."""
-    if types.is_struct(kind):
-        return {field.name: layout(field.type) for field in kind}
-    if types.is_list(kind) or types.is_large_list(kind):
-        return ["large" if types.is_large_list(kind) else "small", layout(kind.value_type)]
-    return layout(kind.value_type) if types.is_dictionary(kind) else str(kind)
-
-
-def alike(one: dict | list | str, other: dict | list | str) -> bool:
-    """Whether datasets concatenates columns of two types: structs may lack each other's fields."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return all(alike(one[name], other[name]) for name in one.keys() & other.keys())
-    return one == other or "null" in (one, other)
 
 
 def check_rows(path: str | Path, score: Callable | None = None) -> int:

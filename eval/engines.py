@@ -18,7 +18,7 @@ from pathlib import Path
 from common.command import positive
 from common.forked_python import py_executable
 from common.machine import device
-from common.processes import RAY_PATIENCE, python_path, ray_root, temporary_root
+from common.processes import RAY_PATIENCE, python_path, temporary_root
 
 TRIES = 3  # of one request, and starts of one engine
 # Requests at one engine. Per token, decoding reads the weights once and every request's keys and values: from some 200
@@ -236,7 +236,7 @@ def connect_ray(address: str, workers: int | None) -> None:
         {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers or 1)} if address == "local" else {}
     )
     terminate = signal.getsignal(signal.SIGTERM)
-    os.environ.update(RAY_LOCAL | os.environ | {"RAY_TMPDIR": ray_root()})
+    os.environ.update({"RAY_TMPDIR": str(temporary_root()), **RAY_LOCAL} | os.environ)
     ray.init(address=address, log_to_driver=True, **local)
     signal.signal(signal.SIGTERM, terminate)  # Ray's own handler leaves by itself, past every `finally`
 

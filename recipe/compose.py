@@ -51,7 +51,7 @@ def resolve(config: DictConfig) -> DictConfig:
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key or 'the config'}: {first_line(error)}") from error
+        raise ValueError(f"{error.full_key or 'an interpolation ${...}'}: {first_line(error)}") from error
     for key, value in check_kinds(plain(config), verl_defaults()).items():
         OmegaConf.update(config, key, value)
     return config
@@ -73,12 +73,11 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     os.environ.setdefault("JUSTRL_ROOT", str(REPOSITORY))  # justrl.yaml has the reward's path below it
     # ${local_gpus:N} in a config: the largest number of this machine's GPUs that divides N.
     OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
-    if device == "cpu":
-        overrides = ["+device=cpu", *overrides]
+    preset = ["+device=cpu"] if device == "cpu" else []
     base = verl_config()
     search_path = f"hydra.searchpath=[file://{verl_config_folder()}]"
     try:
-        config = hydra_compose(CONFIG_FOLDER, name, [search_path, *overrides])
+        config = hydra_compose(CONFIG_FOLDER, name, [search_path, *preset, *overrides])
     except ValueError as error:
         raise ValueError(explain(str(error), overrides, base)) from error
     values = plain(config)

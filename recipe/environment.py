@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 from common.forked_python import PYTHON_VARIABLE
-from common.processes import RAY_PATIENCE, python_path, ray_root, temporary_root
+from common.processes import RAY_PATIENCE, python_path, temporary_root
 from recipe import preflight
 from recipe.cpu.environment import ENVIRONMENT as CPU_ENVIRONMENT
 from recipe.monitor.loggers import wandb_environment
@@ -69,11 +69,12 @@ def environment(config: DictConfig, temporary: Path) -> dict[str, str]:
     fixed |= {PYTHON_VARIABLE: sys.executable, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     if os.environ.get("RAY_ADDRESS"):
         return fixed
-    compiled = f"{temporary_root()}/torchinductor_{getpass.getuser()}"
+    kept = str(temporary_root())  # for logs and compiled kernels
+    compiled = f"{kept}/torchinductor_{getpass.getuser()}"
     return fixed | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "TMPDIR": str(temporary),
-        "RAY_TMPDIR": ray_root(),
+        "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", kept),
         "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled),
     }

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 TABLE: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 REQUIRED = {"actor_rollout_ref.rollout.custom.validation_response_length"}  # by this recipe, beside verl's own keys
-UNSET = "???"  # OmegaConf's
+UNSET = "???"  # OmegaConf's; here also the default of a key that verl does not declare
 SHOWN = 80  # characters of a wrong value
 
 
@@ -51,7 +51,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "text": ("text", lambda value: isinstance(value, str) and value != UNSET),
     "name": ("a name without . or .. between slashes", is_name),
     "path": ("a path", is_path),
-    "files": ("a file or a list of files", lambda value: is_path(value) or bool(value) and is_list(is_path, value)),
+    "files": ("a file or a list of files", lambda value: is_path(value) or (bool(value) and is_list(is_path, value))),
     "texts": ("a list of text", lambda value: is_list(KINDS["text"][1], value)),
     "numbers": ("a list of numbers", lambda value: is_list(is_number, value)),
     "list": ("a list", lambda value: isinstance(value, list)),
@@ -81,7 +81,7 @@ def listed_kinds(key: str) -> tuple[str, ...]:
 def entries(values: dict, defaults: dict, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield key, value and verl's default, sections before what they hold; ValueError for a missing key."""
     for name in defaults | values:
-        key, default = f"{prefix}{name}", defaults.get(name)
+        key, default = f"{prefix}{name}", defaults.get(name, UNSET)
         if name not in values:
             raise ValueError(f"{key}: missing; a key may be changed but not removed")
         yield key, values[name], default
@@ -129,8 +129,8 @@ def without_tilde(value: Any) -> Any:
 def problem(key: str, value: Any, default: Any, kinds: tuple[str, ...]) -> str:
     expected = " or ".join(KINDS[kind][0] for kind in kinds)
     got = json.dumps(value, default=str, ensure_ascii=False)
-    example = json.dumps(default, ensure_ascii=False)
-    fix = "set its keys instead" if "section" in kinds else f"pass another, such as {key}={example}"
+    example = "" if default == UNSET else f", such as {key}={json.dumps(default, ensure_ascii=False)}"
+    fix = "set its keys instead" if "section" in kinds else f"pass another{example}"
     return f"{key}: expected {expected}, got {got[:SHOWN]}; {fix}"
 
 

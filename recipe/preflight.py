@@ -13,8 +13,8 @@ from omegaconf import DictConfig, ListConfig
 
 from common import machine
 from common.models import check_model, count_parameters
-from common.processes import ray_root
-from data_prep.check_rows import check_files
+from common.processes import temporary_root
+from data_prep.check_rows import check_rows
 from recipe import attention, reward_file
 from recipe.checkpoints import complete_checkpoints
 from recipe.memory import demand
@@ -39,7 +39,7 @@ def about(key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # of a file that may not be read, or a name that is too long
-        raise ValueError(f"{key}: {error.filename}: {error.strerror}; use another, or change its permissions") from error
+        raise ValueError(f"{key}: {error.filename}: {error.strerror}; use another") from error
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 
@@ -47,7 +47,7 @@ def about(key: str) -> Iterator[None]:
 def check_config(config: DictConfig) -> None:
     """Check what can be seen without the run's files and machines."""
     check_resume(config)
-    with about(reward_file.KEY):
+    with about(f"{reward_file.KEY}.path"):
         reward_file.load(config)
     check_batch(config)
     check_lengths(config)
@@ -62,7 +62,7 @@ def check_machine(config: DictConfig) -> None:
         count = count_parameters(config.actor_rollout_ref.model.path)
     check_nodes(config)
     check_ray_cpus(config)
-    ray_root()
+    temporary_root()
     with about("trainer.default_local_dir"):
         check_folder(config, count)
 
@@ -122,9 +122,10 @@ def check_data(config: DictConfig) -> None:
     """Check every row of the files, and that the training set fills a batch and the run."""
     score = reward_file.load(config) if reward_file.is_ours(config) else None  # others may take more than text
     with about("data.val_files"):
-        check_files(as_list(config.data.val_files), score)
+        for path in as_list(config.data.val_files):
+            check_rows(path, score)
     with about("data.train_files"):
-        rows = check_files(as_list(config.data.train_files), score)
+        rows = sum(check_rows(path, score) for path in as_list(config.data.train_files))
     if 0 < config.data.train_max_samples < rows:
         rows = config.data.train_max_samples
     batch, epochs = config.data.train_batch_size, config.trainer.total_epochs
@@ -145,6 +146,7 @@ def check_batch(config: DictConfig) -> None:
     sampler = config.trainer.v1.sampler
     if sampler.custom_sampler.path and (config.algorithm.filter_groups.enable or sampler.sync_refill_failed_groups):
         raise ValueError(
+            "algorithm.filter_groups.enable and trainer.v1.sampler.sync_refill_failed_groups: "
             "only verl's own replay buffer can filter or refill groups; "
             "set trainer.v1.sampler.custom_sampler.path=null as well, and see recipe/FIDELITY.md, L2"
         )
@@ -157,8 +159,8 @@ def check_batch(config: DictConfig) -> None:
     responses = mini * config.actor_rollout_ref.rollout.n
     if responses % ranks:
         raise ValueError(
-            f"{ACTOR}.ppo_mini_batch_size={mini}: a mini-batch of {responses} responses does not divide by {ranks} ranks; "
-            "change it or trainer.n_gpus_per_node"
+            f"{ACTOR}.ppo_mini_batch_size={mini}: a mini-batch of {responses} responses does not divide by "
+            f"{ranks} ranks; change it or trainer.n_gpus_per_node"
         )
 
 
@@ -200,7 +202,7 @@ def check_ray_cpus(config: DictConfig) -> None:
 
 
 def check_folder(config: DictConfig, parameters: int | None) -> None:
-    """Check the folder, and its free space for what is missing of the kept checkpoints and for the one being written."""
+    """Check the folder, and its free space for the kept checkpoints that are missing and the one being written."""
     folder = Path(config.trainer.default_local_dir)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

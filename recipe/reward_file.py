@@ -36,15 +36,15 @@ def load(config: DictConfig) -> Callable | None:
         return None
     path = Path(reward.path.removeprefix("file://"))
     if not path.is_file():
-        raise ValueError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; set path")
+        raise ValueError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; use another")
     try:
         names = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         why = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"{path}: cannot be loaded: {why}; fix it, or set path") from error
+        raise ValueError(f"{path}: cannot be loaded: {why}; fix it, or use another") from error
     function = names.get(reward.name)
     if not callable(function):
-        raise ValueError(f"{path}: has no function {reward.name}; set name")
+        raise ValueError(f"{path}: has no function {reward.name}; set {KEY}.name")
     options = reward.get("reward_kwargs") or {}
     check_signature(function, f"{path}: {reward.name}", options)
     if not is_ours(config):
@@ -52,7 +52,7 @@ def load(config: DictConfig) -> Callable | None:
     try:  # ours are quick, so the kinds of their options are checked by a call
         function("", "", "1", **options)["score"] + 0.0
     except (TypeError, ValueError) as error:
-        raise ValueError(f"reward_kwargs={options}: {first_line(error)}; see reward/README.md") from error
+        raise ValueError(f"{KEY}.reward_kwargs={options}: {first_line(error)}; see reward/README.md") from error
     return functools.partial(function, **options)
 
 
@@ -62,7 +62,7 @@ def check_package(path: str) -> None:
     spec = importlib.util.find_spec(first) if first else None
     folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
     if not spec or (rest and not any(list(folder.glob(f"{'/'.join(rest)}*")) for folder in folders)):
-        raise ValueError(f"{path}: no such module; set path")
+        raise ValueError(f"{path}: no such module; use another")
 
 
 def check_signature(function: Callable, name: str, options: dict) -> None:
