@@ -59,9 +59,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def temporary_root() -> Path:
-    """The machine's folder for temporary files; /tmp where the paths of sockets below it would be too long."""
-    root = Path(tempfile.gettempdir())
-    return root if len(str(root)) <= ROOT_CHARACTERS else Path("/tmp")
+    """The folder for temporary files; /tmp, for child processes too, where sockets' paths would be too long.
+
+    Raises:
+        ValueError: RAY_TMPDIR, which Ray prefers, is too long.
+    """
+    ray = os.environ.get("RAY_TMPDIR", "")
+    if len(os.fsencode(ray)) > ROOT_CHARACTERS:
+        raise ValueError(f"RAY_TMPDIR={ray}: too long for sockets, at most {ROOT_CHARACTERS} bytes; unset it")
+    if len(os.fsencode(tempfile.gettempdir())) > ROOT_CHARACTERS:
+        os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+    return Path(tempfile.gettempdir())
 
 
 def scratch_folder(folder: Path) -> Path:

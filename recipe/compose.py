@@ -5,6 +5,7 @@ accepts a mistyped one inside a YAML file; here both are errors.
 """
 
 import argparse
+import copy
 import difflib
 import functools
 import importlib.util
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.command import first_line, run
 from common.machine import count_gpus, device
 from common.processes import REPOSITORY
+from recipe.kinds import check_kinds, plain
 
 CONFIG_FOLDER = REPOSITORY / "recipe" / "config"
 
@@ -45,11 +47,13 @@ def compose(name: str, overrides: list[str], device: str) -> DictConfig:
 
 
 def resolve(config: DictConfig) -> DictConfig:
-    """Resolve every interpolation in place; ValueError of one line if that cannot be done."""
+    """Resolve every interpolation in place; ValueError of one line if one cannot be, or leads to a wrong value."""
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise ValueError(first_line(error)) from error
+        raise ValueError(f"{error.full_key or 'an interpolation ${...}'}: {first_line(error)}") from error
+    for key, value in check_kinds(plain(config), verl_defaults()).items():
+        OmegaConf.update(config, key, value)
     return config
 
 
@@ -69,20 +73,29 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     os.environ.setdefault("JUSTRL_ROOT", str(REPOSITORY))  # justrl.yaml has the reward's path below it
     # ${local_gpus:N} in a config: the largest number of this machine's GPUs that divides N.
     OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
-    if device == "cpu":
-        overrides = ["+device=cpu", *overrides]
+    preset = ["+device=cpu"] if device == "cpu" else []
     base = verl_config()
     search_path = f"hydra.searchpath=[file://{verl_config_folder()}]"
     try:
-        config = hydra_compose(CONFIG_FOLDER, name, [search_path, *overrides])
+        config = hydra_compose(CONFIG_FOLDER, name, [search_path, *preset, *overrides])
     except ValueError as error:
-        refused = re.search(r"override '([\w.]+)'", str(error))
-        advice = suggestion(refused[1], base) if refused else ""
-        raise ValueError(f"{str(error).rstrip('.')}{advice}") from error
-    unknown = unknown_keys(OmegaConf.to_container(config), OmegaConf.to_container(base))
-    if unknown:
+        raise ValueError(explain(str(error), overrides, base)) from error
+    values = plain(config)
+    if unknown := unknown_keys(values, plain(base)):
         raise ValueError(f"{name}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
+    check_kinds(values, verl_defaults())
     return config
+
+
+def explain(problem: str, overrides: list[str], base: DictConfig) -> str:
+    """Add to Hydra's line which override it is about, and the fix where one is known."""
+    if refused := re.search(r"override '([\w.]+)'", problem):
+        return problem.rstrip(".") + suggestion(refused[1], base)
+    if "group override" in problem:
+        groups = [each for each in overrides if "." not in each.partition("=")[0]]
+        return f"{', '.join(groups)}: a section cannot be set; set its keys instead"
+    unread = any(words in problem for words in ("Lexer", "viable", "mismatched", "extraneous", "Ambiguous"))
+    return problem + ("; quote a value with other characters than Latin letters: KEY=\"'VALUE'\"" if unread else "")
 
 
 def verl_config_folder() -> Path:
@@ -97,6 +110,14 @@ def verl_config_folder() -> Path:
 def verl_config() -> DictConfig:
     """Compose verl's own `ppo_trainer`, which is not to be changed."""
     return hydra_compose(verl_config_folder(), "ppo_trainer", [])
+
+
+@functools.cache
+def verl_defaults() -> dict:
+    """Return `verl_config` resolved, as a plain dictionary, which is not to be changed."""
+    config = copy.deepcopy(verl_config())
+    OmegaConf.resolve(config)
+    return plain(config)
 
 
 def hydra_compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:

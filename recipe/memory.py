@@ -28,10 +28,13 @@ def model_shape(path: str | None) -> dict:
     if not file.is_file() and path in BACKBONES:
         return BACKBONES[path]["shape"]
     try:
-        shape = {"tie_word_embeddings": False} | (json.loads(file.read_text()) if file.is_file() else {})
-    except json.JSONDecodeError as error:
+        loaded = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); fetch the model again") from error
-    if shape.get("model_type") != "qwen2" or BACKBONE.keys() - shape.keys():
+    shape = {"tie_word_embeddings": False} | (loaded if isinstance(loaded, dict) else {})
+    sizes = [shape.get(name) for name in BACKBONE if name != "tie_word_embeddings"]
+    usable = all(isinstance(size, int) and size > 0 for size in sizes) and token_bytes(shape) > 0
+    if shape.get("model_type") != "qwen2" or not usable:
         raise ValueError(
             f"actor_rollout_ref.model.path={path}: not a folder of a Qwen2; use one, or {' or '.join(BACKBONES)}"
         )

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from common.command import run
 from recipe.compose import compose, config_names
 from recipe.memory import GIB, model_shape, needed, parameters, phases, token_bytes
-from recipe.preflight import BYTES_PER_PARAMETER, check_batch
+from recipe.preflight import BYTES_PER_PARAMETER, check_batch, window
 
 
 class GPUType(NamedTuple):
@@ -124,6 +124,8 @@ def read_measured(path: Path, gpu: str) -> Utilization:
     try:
         result = json.loads(path.read_text())
         reached, measured_on = Utilization(**result["utilization"]), result["gpu"]
+        if not all(value > 0 for value in reached):
+            raise KeyError("utilization")
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: no result of python -m benchmarks.gpu long ({type(error).__name__})") from error
     if measured_on != gpu:
@@ -175,7 +177,7 @@ def estimate(config: DictConfig, gpu: str, gpus: int, measured: Utilization | No
     check_batch(config)
     memory = phases(config, shape, GPUS[gpu].gib * GIB, gpus)
     cache = memory["generation"]["KV cache"]
-    longest_sequence = config.actor_rollout_ref.rollout.max_model_len * token_bytes(shape)
+    longest_sequence = (config.actor_rollout_ref.rollout.max_model_len or window(config)) * token_bytes(shape)
     saved = trainer.total_training_steps // trainer.save_freq if trainer.save_freq > 0 else 0
     kept = min(saved, (trainer.max_actor_ckpt_to_keep or saved) + 2)  # the best, and one is being written
     scenarios = {}

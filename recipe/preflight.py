@@ -3,18 +3,19 @@
 Each function raises a ValueError of one line: the problem and its fix.
 """
 
-import inspect
+import contextlib
 import os
-import runpy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from common import machine
 from common.models import check_model, count_parameters
-from data_prep.rows import open_rows
-from recipe import attention
+from common.processes import temporary_root
+from data_prep.check_rows import check_rows
+from recipe import attention, reward_file
 from recipe.checkpoints import complete_checkpoints
 from recipe.memory import demand
 
@@ -23,20 +24,8 @@ CPUS_PER_RANK = 3  # verl.single_controller.ray.ResourcePoolManager.max_colocate
 CPUS_OF_TRANSFER_QUEUE = 1  # transfer_queue.controller.TransferQueueController
 CPUS_TO_START_AN_ACTOR = 1
 
+ACTOR = "actor_rollout_ref.actor"
 BYTES_PER_PARAMETER = 12  # a checkpoint holds fp32 weights and two Adam moments
-COUNTS = (
-    "trainer.nnodes",
-    "trainer.n_gpus_per_node",
-    "trainer.total_epochs",
-    "data.train_batch_size",
-    "data.max_prompt_length",
-    "data.max_response_length",
-    "actor_rollout_ref.actor.ppo_mini_batch_size",
-    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
-    "actor_rollout_ref.rollout.n",
-    "actor_rollout_ref.rollout.val_kwargs.n",
-    "actor_rollout_ref.rollout.custom.validation_response_length",
-)
 
 
 def check(config: DictConfig) -> None:
@@ -44,11 +33,22 @@ def check(config: DictConfig) -> None:
     check_machine(config)
 
 
+@contextlib.contextmanager
+def about(key: str) -> Iterator[None]:
+    """Put a key before the line of a ValueError, which is also made of what the file system raises."""
+    try:
+        yield
+    except OSError as error:  # of a file that may not be read, or a name that is too long
+        raise ValueError(f"{key}: {error.filename}: {error.strerror}; use another") from error
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
 def check_config(config: DictConfig) -> None:
     """Check what can be seen without the run's files and machines."""
-    check_counts(config)
     check_resume(config)
-    check_reward(config)
+    with about(f"{reward_file.KEY}.path"):
+        reward_file.load(config)
     check_batch(config)
     check_lengths(config)
     attention.check(config)
@@ -57,10 +57,14 @@ def check_config(config: DictConfig) -> None:
 def check_machine(config: DictConfig) -> None:
     """Check what must be on this machine, or reachable from it."""
     check_data(config)
-    check_model(config.actor_rollout_ref.model.path, window(config))
+    with about("actor_rollout_ref.model.path"):
+        check_model(config.actor_rollout_ref.model.path, window(config))
+        count = count_parameters(config.actor_rollout_ref.model.path)
     check_nodes(config)
     check_ray_cpus(config)
-    check_disk(config)
+    temporary_root()
+    with about("trainer.default_local_dir"):
+        check_folder(config, count)
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -69,17 +73,8 @@ def run_folder(config: DictConfig) -> Path:
 
 
 def as_list(value: str | ListConfig | list) -> list[str]:
-    """Make a list of a config value that may be one string; ValueError if it is neither."""
-    if not isinstance(value, (str, ListConfig, list)):
-        raise ValueError(f"expected a file or a list of files, got {value}")
+    """Make a list of a config value that may be one string."""
     return [value] if isinstance(value, str) else list(value)
-
-
-def check_counts(config: DictConfig) -> None:
-    for key in COUNTS:
-        value = OmegaConf.select(config, key)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key}={value}: must be an integer of at least 1")
 
 
 def check_resume(config: DictConfig) -> None:
@@ -124,13 +119,20 @@ def check_gpus_free(config: DictConfig) -> None:
 
 
 def check_data(config: DictConfig) -> None:
-    """Check that every parquet file is in verl's format, and that the training set fills a batch and the run."""
-    for path in as_list(config.data.val_files):
-        open_rows(path)
-    rows = sum(open_rows(path).metadata.num_rows for path in as_list(config.data.train_files))
+    """Check every row of the files, and that the training set fills a batch and the run."""
+    score = reward_file.load(config) if reward_file.is_ours(config) else None  # others may take more than text
+    with about("data.val_files"):
+        for path in as_list(config.data.val_files):
+            check_rows(path, score)
+    with about("data.train_files"):
+        rows = sum(check_rows(path, score) for path in as_list(config.data.train_files))
+    if 0 < config.data.train_max_samples < rows:
+        rows = config.data.train_max_samples
     batch, epochs = config.data.train_batch_size, config.trainer.total_epochs
     if rows < batch:
-        raise ValueError(f"{rows} training rows do not fill a batch; lower data.train_batch_size to {rows} or less")
+        raise ValueError(
+            f"data.train_files: {rows} rows do not fill a batch; lower data.train_batch_size to {rows} or less"
+        )
     steps = rows // batch * epochs
     if steps < (config.trainer.total_training_steps or 0):
         raise ValueError(
@@ -139,45 +141,27 @@ def check_data(config: DictConfig) -> None:
         )
 
 
-def check_reward(config: DictConfig) -> None:
-    """Check that the reward loads and has the configured options: `**kwargs` would swallow mistyped ones."""
-    reward = config.reward.custom_reward_function
-    if not reward.path or reward.path.startswith("pkg://"):
-        return
-    path = Path(reward.path.removeprefix("file://"))
-    if not path.is_file():
-        raise ValueError(f"reward {path}: no such file; set reward.custom_reward_function.path")
-    try:
-        names = runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:  # whatever a user's file raises
-        raise ValueError(f"reward {path}: cannot be loaded: {type(error).__name__}: {error}") from error
-    function = names.get(reward.name)
-    if not callable(function):
-        raise ValueError(f"reward {path}: has no function {reward.name}; set reward.custom_reward_function.name")
-    parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    for option in reward.get("reward_kwargs") or {}:
-        if option not in known:
-            raise ValueError(f"reward {path}: {reward.name} has no option {option}; there are {', '.join(known)}")
-
-
 def check_batch(config: DictConfig) -> None:
     """Check that batch sizes divide, as verl's trainer asserts minutes into a run."""
     sampler = config.trainer.v1.sampler
     if sampler.custom_sampler.path and (config.algorithm.filter_groups.enable or sampler.sync_refill_failed_groups):
         raise ValueError(
+            "algorithm.filter_groups.enable and trainer.v1.sampler.sync_refill_failed_groups: "
             "only verl's own replay buffer can filter or refill groups; "
             "set trainer.v1.sampler.custom_sampler.path=null as well, and see recipe/FIDELITY.md, L2"
         )
     batch, mini = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
     if mini > batch:
-        raise ValueError(f"actor.ppo_mini_batch_size={mini} is larger than data.train_batch_size={batch}")
+        raise ValueError(f"{ACTOR}.ppo_mini_batch_size={mini} is larger than data.train_batch_size={batch}")
     if batch % mini:
-        raise ValueError(f"data.train_batch_size={batch} is not a multiple of actor.ppo_mini_batch_size={mini}")
+        raise ValueError(f"data.train_batch_size={batch} is not a multiple of {ACTOR}.ppo_mini_batch_size={mini}")
     ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
     responses = mini * config.actor_rollout_ref.rollout.n
     if responses % ranks:
-        raise ValueError(f"a mini-batch of {responses} responses does not divide by {ranks} ranks")
+        raise ValueError(
+            f"{ACTOR}.ppo_mini_batch_size={mini}: a mini-batch of {responses} responses does not divide by "
+            f"{ranks} ranks; change it or trainer.n_gpus_per_node"
+        )
 
 
 def check_lengths(config: DictConfig) -> None:
@@ -217,19 +201,21 @@ def check_ray_cpus(config: DictConfig) -> None:
         )
 
 
-def check_disk(config: DictConfig) -> None:
-    """Check the free space for what is missing of the checkpoints that are kept, and for the one being written."""
-    count = count_parameters(config.actor_rollout_ref.model.path)
-    if count is None or config.trainer.save_freq <= 0:
+def check_folder(config: DictConfig, parameters: int | None) -> None:
+    """Check the folder, and its free space for the kept checkpoints that are missing and the one being written."""
+    folder = Path(config.trainer.default_local_dir)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        fault = "may not be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"{there} {fault}; set another folder")
+    if parameters is None or config.trainer.save_freq <= 0:
         return
     kept = (config.trainer.max_actor_ckpt_to_keep or 1) + 1  # and the best
-    folder = Path(config.trainer.default_local_dir)
     missing = max(1, kept + 1 - len(complete_checkpoints(folder)))
-    needed = missing * count * BYTES_PER_PARAMETER
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    needed = missing * parameters * BYTES_PER_PARAMETER
     free = shutil.disk_usage(there).free
     if free < needed:
         raise ValueError(
             f"{folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed for {missing} checkpoints; "
-            "free some or set trainer.default_local_dir"
+            "free some or set another folder"
         )

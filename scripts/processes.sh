@@ -1,6 +1,12 @@
 # How run_justrl.sh, which sources this, runs a stage so that signals reach it, and one fork server for all stages.
 # shellcheck shell=bash
 
+# Paths of sockets may have 107 bytes; see common/processes.py, which does the same for a stage on its own.
+if [ "$(printf %s "${TMPDIR:-}" | wc -c)" -gt 40 ] || [ ! -d "${TMPDIR:-/tmp}" ] || [ ! -w "${TMPDIR:-/tmp}" ]; then
+  echo "note: TMPDIR=${TMPDIR:-/tmp} is too long for sockets, or no folder that can be written to; /tmp is used" >&2
+  export TMPDIR=/tmp
+fi
+
 # Runs a command in the background, for bash waits for one in the foreground before it sees a signal, and in a process
 # group of its own (set -m), to which signals are passed on.
 child=""

@@ -58,9 +58,11 @@ def mutated(value):
         return not value
     if value is None:
         return "something"
-    if isinstance(value, (int, float)):
+    if isinstance(value, float):
+        return value / 2 or 0.5
+    if isinstance(value, int):
         return value + 1
-    return [*value[:-1], "other"] if isinstance(value, list) else f"{value}_other"
+    return [*value[:-1], mutated(value[-1])] if isinstance(value, list) else f"{value}_other"
 
 
 @pytest.mark.parametrize("stated", LEARNING, ids=lambda stated: stated.key)

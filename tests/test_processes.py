@@ -1,6 +1,7 @@
 """Stale processes of a killed run are ended by their recorded ids, and a run leaves none."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from common.processes import BOOT_ID, ProcessRecord, start_ticks, temporary_root
+from common.processes import BOOT_ID, REPOSITORY, ProcessRecord, start_ticks, temporary_root
 from tests.conftest import HANGING_SECONDS
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -63,7 +64,21 @@ record.end_descendants()
 
 
 def test_a_long_tmpdir_is_left_alone_where_a_socket_would_not_fit(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/as/it/was")
     monkeypatch.setattr(tempfile, "tempdir", "/scratch/of/a/job")
     assert temporary_root() == Path("/scratch/of/a/job")
     monkeypatch.setattr(tempfile, "tempdir", "/scratch/users/somebody/slurm/job/1234567")
     assert temporary_root() == Path("/tmp")
+    assert os.environ["TMPDIR"] == "/tmp", "for the sockets of child processes, such as multiprocessing's"
+    monkeypatch.setattr(tempfile, "tempdir", "/" + 30 * "é")
+    assert temporary_root() == Path("/tmp"), "bytes count"
+
+
+def test_the_script_does_the_same():
+    code = "set -eu; source scripts/processes.sh; echo $TMPDIR"
+    for folder, expected in (("/tmp/" + 110 * "a", "/tmp"), ("/no/such/folder", "/tmp"), ("/var", "/var")):
+        done = subprocess.run(
+            ["bash", "-c", code], cwd=REPOSITORY, env={"TMPDIR": folder}, capture_output=True, text=True
+        )
+        assert done.stdout == f"{expected}\n"
+        assert (folder in done.stderr) == (expected != folder)

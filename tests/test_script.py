@@ -129,6 +129,7 @@ def test_a_signal_to_the_script_alone_reaches_what_it_runs(tmp_path, number):
 # In place of every stage: notes what it is and its fork server. The server's stand-in listens or fails.
 STAGES = """\
 #!/usr/bin/env bash
+[ "$1" = -m ] || shift # common/forked_python.py
 case "$2" in
   recipe.compose | recipe.check) exec {python} "$@" ;;
   recipe.cpu.environment) echo $$ >{folder}/pid; [ -n "$LISTENS" ] && exec {python} -c '{listen}' "$3" ;;

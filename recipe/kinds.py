@@ -1,0 +1,138 @@
+"""Check the kind of every value of a config before anything reads it; recipe/kinds.yaml has what verl's does not tell.
+
+So `trainer.nnodes=true` and a removed section are one line, and what comes after need not guard each access.
+"""
+
+import fnmatch
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+TABLE: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+REQUIRED = {"actor_rollout_ref.rollout.custom.validation_response_length"}  # by this recipe, beside verl's own keys
+UNSET = "???"  # OmegaConf's; here also the default of a key that verl does not declare
+SHOWN = 80  # characters of a wrong value
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return is_integer(value) or (isinstance(value, float) and not math.isnan(value))
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value can be a folder's name; blanks and dots would make the folder another one."""
+    return is_path(value) and value.isprintable() and not {".", ".."} & set(value.split("/"))
+
+
+def is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value and value != UNSET
+
+
+# Name to a description and a test.
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "null": ("null", lambda value: value is None),
+    "flag": ("true or false", lambda value: isinstance(value, bool)),
+    "integer": ("an integer", is_integer),
+    "size": ("an integer of at least 0", lambda value: is_integer(value) and value >= 0),
+    "count": ("an integer of at least 1", lambda value: is_integer(value) and value >= 1),
+    "number": ("a number", is_number),
+    "amount": ("a number of at least 0", lambda value: is_number(value) and value >= 0),
+    "fraction": ("a number above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1),
+    "text": ("text", lambda value: isinstance(value, str) and value != UNSET),
+    "name": ("a name without . or .. between slashes", is_name),
+    "path": ("a path", is_path),
+    "files": ("a file or a list of files", lambda value: is_path(value) or (bool(value) and is_list(is_path, value))),
+    "texts": ("a list of text", lambda value: is_list(KINDS["text"][1], value)),
+    "numbers": ("a list of numbers", lambda value: is_list(is_number, value)),
+    "list": ("a list", lambda value: isinstance(value, list)),
+    "section": ("a section", lambda value: isinstance(value, dict)),
+    "cpu": ("cpu", lambda value: value == "cpu"),
+    "cuda": ("cuda", lambda value: value == "cuda"),
+}
+TEXT, PATHS = {"text", "name", "path", "files"}, {"path", "files"}
+
+
+def is_list(test: Callable[[Any], bool], value: Any) -> bool:
+    return isinstance(value, list) and all(test(each) for each in value)
+
+
+def kind_of(default: Any) -> tuple[str, ...]:
+    """Return the kind of one of verl's defaults; () where it allows anything, as a null does."""
+    order = ["flag", "integer", "number", "text", "section", *(["texts", "numbers"] if default else []), "list"]
+    return tuple(kind for kind in order if KINDS[kind][1](default))[:1]
+
+
+@functools.cache
+def listed_kinds(key: str) -> tuple[str, ...]:
+    kinds = next((kinds for pattern, kinds in TABLE.items() if fnmatch.fnmatchcase(key, pattern)), "")
+    return tuple(kinds.split(" or ")) if kinds else ()
+
+
+def entries(values: dict, defaults: dict, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield key, value and verl's default, sections before what they hold; ValueError for a missing key."""
+    for name in defaults | values:
+        key, default = f"{prefix}{name}", defaults.get(name, UNSET)
+        if name not in values:
+            raise ValueError(f"{key}: missing; a key may be changed but not removed")
+        yield key, values[name], default
+        if isinstance(values[name], dict):
+            yield from entries(values[name], default if isinstance(default, dict) else {}, f"{key}.")
+
+
+def check_kinds(values: dict, defaults: dict) -> dict[str, Any]:
+    """Check the kind of every value but interpolations.
+
+    Args:
+        values: a config as a plain dictionary.
+        defaults: verl's own config as one, resolved.
+
+    Returns:
+        Key to the value to use instead: text for an integer in its place, and paths without `~`.
+
+    Raises:
+        ValueError: a key is missing or a value of another kind; one line.
+    """
+    instead, keys = {}, set()
+    for key, value, default in entries(values, defaults):
+        keys.add(key)
+        kinds = listed_kinds(key) or kind_of(default)
+        if not kinds or (isinstance(value, str) and "${" in value):
+            continue
+        if is_integer(value) and TEXT & set(kinds) and not {"integer", "number"} & set(kinds):
+            value = instead[key] = str(value)  # Hydra takes a name such as 20261127 for an integer
+        if not any(KINDS[kind][1](value) for kind in kinds) and (type(value), value) != (type(default), default):
+            raise ValueError(problem(key, value, default, kinds))
+        if PATHS & set(kinds) and (expanded := without_tilde(value)) != value:
+            instead[key] = expanded
+    if missing := sorted(REQUIRED - keys):
+        raise ValueError(f"{missing[0]}: missing; this recipe needs it")
+    return instead
+
+
+def without_tilde(value: Any) -> Any:
+    """Put the home folder in place of `~`, which verl would take for a folder's name."""
+    if isinstance(value, list):
+        return [without_tilde(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def problem(key: str, value: Any, default: Any, kinds: tuple[str, ...]) -> str:
+    expected = " or ".join(KINDS[kind][0] for kind in kinds)
+    got = json.dumps(value, default=str, ensure_ascii=False)
+    example = "" if default == UNSET else f", such as {key}={json.dumps(default, ensure_ascii=False)}"
+    fix = "set its keys instead" if "section" in kinds else f"pass another{example}"
+    return f"{key}: expected {expected}, got {got[:SHOWN]}; {fix}"
+
+
+def plain(config: DictConfig) -> dict:
+    return cast(dict, OmegaConf.to_container(config))
