@@ -51,7 +51,9 @@ def saved_by(checkpoint: Path) -> tuple[int, int] | None:
     try:
         saved = read_json(path, "world_size", "FSDP_version") if path.exists() else None
     except ValueError as error:
-        raise ValueError(f"{error}; copy the file from another checkpoint of the run") from error
+        raise ValueError(
+            f"{error}; copy it from another checkpoint, or write the world_size and FSDP_version"
+        ) from error
     return (saved["world_size"], saved["FSDP_version"]) if saved else None
 
 

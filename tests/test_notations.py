@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import pytest
 
@@ -77,3 +78,20 @@ def test_a_worker_says_how_long_it_worked():
         assert sandbox.LEFT.get()[0] <= 0
         assert POOL.ask("x+y", "y+x") == "timed_out", "nothing is left"
     assert POOL.ask("x+y", "y+x") == "equivalent"
+
+
+def test_a_worker_is_waited_for_as_long_as_it_uses_processor_time(monkeypatch):
+    """By the clock a loaded machine may take much longer for an honest comparison than PATIENCE_SECONDS."""
+    monkeypatch.setattr(sandbox, "PATIENCE_SECONDS", 0.2)
+    worker = sandbox.Worker(sandbox.SCRIPT, sandbox.ANSWERS)
+    try:
+        assert worker.ask(HARD, "5+y") == "timed_out"
+        assert worker.process.poll() == -signal.SIGPROF, "after 3 s of processor time, more than its owner's patience"
+    finally:
+        worker.end()
+    worker = sandbox.Worker(sandbox.SCRIPT, sandbox.ANSWERS)
+    try:
+        worker.process.send_signal(signal.SIGSTOP)
+        assert worker.ask("x+y", "y+x") == "timed_out", "it does nothing at all"
+    finally:
+        worker.end()

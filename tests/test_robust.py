@@ -172,23 +172,6 @@ def test_a_worker_that_hangs_is_killed_at_its_deadline_and_replaced(monkeypatch)
     assert len(asked) == 1
 
 
-def test_a_worker_is_waited_for_as_long_as_it_uses_processor_time(monkeypatch):
-    """By the clock a loaded machine may take much longer for an honest comparison than PATIENCE_SECONDS."""
-    monkeypatch.setattr(sandbox, "PATIENCE_SECONDS", 0.2)
-    worker = sandbox.Worker(sandbox.SCRIPT, sandbox.ANSWERS)
-    try:
-        assert worker.ask(HARD, "5+y") == "timed_out"
-        assert worker.process.poll() == -signal.SIGPROF, "after 3 s of processor time, more than its owner's patience"
-    finally:
-        worker.end()
-    worker = sandbox.Worker(sandbox.SCRIPT, sandbox.ANSWERS)
-    try:
-        worker.process.send_signal(signal.SIGSTOP)
-        assert worker.ask("x+y", "y+x") == "timed_out", "it does nothing at all"
-    finally:
-        worker.end()
-
-
 def test_another_data_sets_answer_is_no_parsed_answer():
     info = {"index": 0, "answer": "a worked solution #### 34"}
     assert compute_score("openai/gsm8k", boxed(" 34 "), "34", info)["acc"] == 1.0

@@ -30,7 +30,7 @@ def read_log(path: Path) -> tuple[dict[int, dict], list[Line]]:
             by_step[line.record["step"]] = line.record["data"]
         else:
             damaged.append(line._replace(record=None, problem=line.problem or f"step {steps[i]} is out of order"))
-    return by_step, damaged
+    return dict(sorted(by_step.items())), damaged
 
 
 def checked(line: Line) -> Line:
