@@ -35,7 +35,8 @@ def prepare_config(config: DictConfig, step: int, python: str | None = None) -> 
             ray.num_cpus = ray.num_cpus or max(os.cpu_count() or 1, preflight.ray_cpus_needed(config))
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
-            ray.runtime_env.env_vars = fixed_environment(config)
+            waits = {name: os.environ.get(name, seconds) for name, seconds in RAY_PATIENCE.items()}
+            ray.runtime_env.env_vars = waits | fixed_environment(config)
             ray.runtime_env.worker_process_setup_hook = "recipe.driver.enter_repository"
             for declared in ("num_cpus", "num_gpus"):  # Ray refuses them beside an address
                 ray.pop(declared, None)

@@ -49,6 +49,10 @@ def test_a_slow_machine_has_time_to_start_ray(tmp_path, monkeypatch):
     assert RAY_PATIENCE.items() <= environment(config, tmp_path).items()
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "5")
     assert environment(config, tmp_path)["RAY_raylet_start_wait_time_s"] == "5", "what the user set stays"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    prepare_config(config, 0)
+    of_workers = config.ray_kwargs.ray_init.runtime_env.env_vars
+    assert of_workers["TQ_STORAGE_HANDSHAKE_TIMEOUT"] == RAY_PATIENCE["TQ_STORAGE_HANDSHAKE_TIMEOUT"], "on a cluster too"
 
 
 @pytest.mark.usefixtures("alone")
