@@ -1,7 +1,4 @@
-"""Check the kind of every value of a config before anything reads it; recipe/kinds.yaml has what verl's does not tell.
-
-So `trainer.nnodes=true` and a removed section are one line, and what comes after need not guard each access.
-"""
+"""Check the kind of every value of a config before it is read; recipe/kinds.yaml has what verl's defaults do not tell."""
 
 import fnmatch
 import functools
