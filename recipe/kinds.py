@@ -1,4 +1,4 @@
-"""Check the kind of every value of a config before it is read; recipe/kinds.yaml has what verl's defaults do not tell."""
+"""Check the kind of every value of a config before it is read; kinds.yaml has what verl's defaults do not tell."""
 
 import fnmatch
 import functools
