@@ -80,10 +80,10 @@ def open_rows(path: str | Path) -> pq.ParquetFile:
         ValueError: the file is missing, is not readable parquet, lacks a column or has no rows.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name the parquet files in it")
     if not path.is_file():
-        raise ValueError(
-            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; prepare it with data_prep first"
-        )
+        raise ValueError(f"{path}: no such file; prepare it with data_prep first")
     try:
         file = pq.ParquetFile(path)
     except (OSError, ValueError) as error:
