@@ -56,8 +56,7 @@ def faults(batch: pa.RecordBatch, score: Callable | None) -> Iterator[tuple[int,
 
 
 def first_true(mask: pa.Array) -> int:
-    """Return the index of the first true element, -1 without one."""
-    return pc.index(mask, pa.scalar(True)).as_py()
+    return pc.index(mask, pa.scalar(True)).as_py()  # -1 without one
 
 
 def is_text(kind: pa.DataType) -> bool:

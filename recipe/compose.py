@@ -5,7 +5,6 @@ accepts a mistyped one inside a YAML file; here both are errors.
 """
 
 import argparse
-import copy
 import difflib
 import functools
 import importlib.util
@@ -115,9 +114,7 @@ def verl_config() -> DictConfig:
 @functools.cache
 def verl_defaults() -> dict:
     """Return `verl_config` resolved, as a plain dictionary, which is not to be changed."""
-    config = copy.deepcopy(verl_config())
-    OmegaConf.resolve(config)
-    return plain(config)
+    return plain(verl_config(), resolve=True)
 
 
 def hydra_compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:

@@ -1,7 +1,4 @@
-"""Check the kind of every value of a config before anything reads it; recipe/kinds.yaml has what verl's does not tell.
-
-So `trainer.nnodes=true` and a removed section are one line, and what comes after need not guard each access.
-"""
+"""Check the kind of every value of a config before it is read; kinds.yaml has what verl's defaults do not tell."""
 
 import fnmatch
 import functools
@@ -29,13 +26,13 @@ def is_number(value: Any) -> bool:
     return is_integer(value) or (isinstance(value, float) and not math.isnan(value))
 
 
-def is_name(value: Any) -> bool:
-    """Whether a value can be a folder's name; blanks and dots would make the folder another one."""
-    return is_path(value) and value.isprintable() and not {".", ".."} & set(value.split("/"))
-
-
 def is_path(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and "\0" not in value and value != UNSET
+
+
+def is_name(value: Any) -> bool:
+    # Blanks and dots would make a run's folder another one.
+    return is_path(value) and value.isprintable() and not {".", ".."} & set(value.split("/"))
 
 
 # Name to a description and a test.
@@ -56,8 +53,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "numbers": ("a list of numbers", lambda value: is_list(is_number, value)),
     "list": ("a list", lambda value: isinstance(value, list)),
     "section": ("a section", lambda value: isinstance(value, dict)),
-    "cpu": ("cpu", lambda value: value == "cpu"),
-    "cuda": ("cuda", lambda value: value == "cuda"),
+    "device": ("cpu or cuda", lambda value: value in ("cpu", "cuda")),
 }
 TEXT, PATHS = {"text", "name", "path", "files"}, {"path", "files"}
 
@@ -90,11 +86,7 @@ def entries(values: dict, defaults: dict, prefix: str = "") -> Iterator[tuple[st
 
 
 def check_kinds(values: dict, defaults: dict) -> dict[str, Any]:
-    """Check the kind of every value but interpolations.
-
-    Args:
-        values: a config as a plain dictionary.
-        defaults: verl's own config as one, resolved.
+    """Check the kind of every value of a config but interpolations; `defaults` is verl's own.
 
     Returns:
         Key to the value to use instead: text for an integer in its place, and paths without `~`.
@@ -128,11 +120,11 @@ def without_tilde(value: Any) -> Any:
 
 def problem(key: str, value: Any, default: Any, kinds: tuple[str, ...]) -> str:
     expected = " or ".join(KINDS[kind][0] for kind in kinds)
-    got = json.dumps(value, default=str, ensure_ascii=False)
-    example = "" if default == UNSET else f", such as {key}={json.dumps(default, ensure_ascii=False)}"
-    fix = "set its keys instead" if "section" in kinds else f"pass another{example}"
-    return f"{key}: expected {expected}, got {got[:SHOWN]}; {fix}"
+    got = json.dumps(value, default=str, ensure_ascii=False)[:SHOWN]
+    other = int(value) if isinstance(value, float) and value.is_integer() else default
+    fix = "pass another" + ("" if isinstance(other, str) else f", such as {key}={json.dumps(other)}")
+    return f"{key}: expected {expected}, got {got}; {'set its keys instead' if 'section' in kinds else fix}"
 
 
-def plain(config: DictConfig) -> dict:
-    return cast(dict, OmegaConf.to_container(config))
+def plain(config: DictConfig, resolve: bool = False) -> dict:
+    return cast(dict, OmegaConf.to_container(config, resolve=resolve))

@@ -38,9 +38,7 @@ def about(key: str) -> Iterator[None]:
     """Put a key before the line of a ValueError, which is also made of what the file system raises."""
     try:
         yield
-    except OSError as error:  # of a file that may not be read, or a name that is too long
-        raise ValueError(f"{key}: {error.filename}: {error.strerror}; use another") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # of a file that may not be read, or a name that is too long
         raise ValueError(f"{key}: {error}") from error
 
 
@@ -206,8 +204,7 @@ def check_folder(config: DictConfig, parameters: int | None) -> None:
     folder = Path(config.trainer.default_local_dir)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        fault = "may not be written to" if there.is_dir() else "is a file"
-        raise ValueError(f"{there} {fault}; set another folder")
+        raise ValueError(f"{there} {'may not be written to' if there.is_dir() else 'is a file'}; set another folder")
     if parameters is None or config.trainer.save_freq <= 0:
         return
     kept = (config.trainer.max_actor_ckpt_to_keep or 1) + 1  # and the best

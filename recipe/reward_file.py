@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import inspect
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +26,14 @@ def is_ours(config: DictConfig) -> bool:
 def load(config: DictConfig) -> Callable | None:
     """Load the reward function; None where verl's own is used, or a module, which may be slow to import.
 
-    Raises:
-        ValueError: it cannot be loaded or called as verl does, or lacks a configured option; one line.
+    Raises a ValueError of one line if it cannot be loaded or called as verl does, or lacks a configured option.
     """
     reward = config.reward.custom_reward_function
     if not reward.path:
         return None
     if reward.path.startswith("pkg://"):
-        check_package(reward.path)
+        if not importlib.util.find_spec(re.split("[./]", reward.path.removeprefix("pkg://"))[0]):
+            raise ValueError(f"{reward.path}: no such package; use another")
         return None
     path = Path(reward.path.removeprefix("file://"))
     if not path.is_file():
@@ -40,8 +41,7 @@ def load(config: DictConfig) -> Callable | None:
     try:
         names = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # whatever a user's file raises
-        why = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"{path}: cannot be loaded: {why}; fix it, or use another") from error
+        raise ValueError(f"{path}: cannot be loaded: {type(error).__name__}: {first_line(error)}; fix it") from error
     function = names.get(reward.name)
     if not callable(function):
         raise ValueError(f"{path}: has no function {reward.name}; set {KEY}.name")
@@ -54,15 +54,6 @@ def load(config: DictConfig) -> Callable | None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{KEY}.reward_kwargs={options}: {first_line(error)}; see reward/README.md") from error
     return functools.partial(function, **options)
-
-
-def check_package(path: str) -> None:
-    """Check that the file of a module exists, without importing it."""
-    first, *rest = path.removeprefix("pkg://").replace("/", ".").split(".")
-    spec = importlib.util.find_spec(first) if first else None
-    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
-    if not spec or (rest and not any(list(folder.glob(f"{'/'.join(rest)}*")) for folder in folders)):
-        raise ValueError(f"{path}: no such module; use another")
 
 
 def check_signature(function: Callable, name: str, options: dict) -> None:

@@ -202,3 +202,28 @@ def test_json():
     command = [sys.executable, "-m", "recipe.plan", "justrl_nemotron", "--gpus", "8", "--gpu", "H200", "--json"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found == asdict(planned(8, "H200", name="justrl_nemotron"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_size": "1536"}, {"num_attention_heads": 0}, {"vocab_size": None}, {"num_key_value_heads": 1e9}, None],
+)
+def test_a_malformed_shape_is_one_line(tmp_path, changes):
+    shape = {"model_type": "qwen2", **SHAPES["nvidia/OpenMath-Nemotron-1.5B"]}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    assert model_shape(str(tmp_path)) == shape
+    (tmp_path / "config.json").write_text(json.dumps(shape | changes if changes else [shape]))
+    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.model\.path=.*: not a folder of a Qwen2; "):
+        model_shape(str(tmp_path))
+
+
+@pytest.mark.parametrize("generation", [0, -0.5, "0.5", None, [0.5]])
+def test_a_malformed_measurement_is_one_line(tmp_path, generation):
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps({"gpu": "H200", "utilization": {"generation": generation, "training": 0.2}}))
+    with pytest.raises(ValueError, match=r"long\.json: no result of python -m benchmarks\.gpu long"):
+        read_measured(path, "H200")
+
+
+def test_a_window_that_the_model_sets_can_be_planned():
+    assert planned(8, "H100-80GB", "actor_rollout_ref.rollout.max_model_len=null").fits

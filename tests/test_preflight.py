@@ -172,7 +172,7 @@ def test_reward_files(ready, text):
 def test_rewards_that_are_no_files(ready):
     path = "reward.custom_reward_function.path"
     assert "is a folder" in problem(ready[1], f"{path}={ready[0]}")
-    assert f"{path}: pkg://no.such.module: no such module" in problem(ready[1], f"{path}=pkg://no.such.module")
+    assert f"{path}: pkg://no.such.module: no such package" in problem(ready[1], f"{path}=pkg://no.such.module")
     preflight.check(compose("demo", [*ready[1], f"{path}=pkg://reward.justrl"], "cpu"))
     options = "reward.custom_reward_function.reward_kwargs"
     assert f"{options}={{'shadow': True, 'wrong': 'x'}}: " in problem(ready[1], f"+{options}.wrong=x")
