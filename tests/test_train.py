@@ -52,7 +52,7 @@ def test_a_slow_machine_has_time_to_start_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     prepare_config(config, 0)
     of_workers = config.ray_kwargs.ray_init.runtime_env.env_vars
-    assert of_workers["TQ_STORAGE_HANDSHAKE_TIMEOUT"] == RAY_PATIENCE["TQ_STORAGE_HANDSHAKE_TIMEOUT"], "on a cluster too"
+    assert of_workers["TQ_STORAGE_HANDSHAKE_TIMEOUT"] == RAY_PATIENCE["TQ_STORAGE_HANDSHAKE_TIMEOUT"], "on clusters too"
 
 
 @pytest.mark.usefixtures("alone")
