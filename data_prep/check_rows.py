@@ -26,7 +26,7 @@ def check_rows(path: str | Path, score: Callable | None = None) -> int:
     """
     file, first = open_rows(path), 0
     if not str(path).endswith(".parquet"):
-        raise ValueError(f"{path}: verl reads only files whose names end in .parquet; rename it")
+        raise ValueError(f"{path}: not named .parquet, by which verl would read it; rename it")
     try:
         for batch in file.iter_batches(columns=list(READ)):
             for row, fault in faults(batch, score):

@@ -113,7 +113,7 @@ class Dispatcher:
             print(f"{WARNING}try {tries} of {TRIES} failed: {error}", flush=True)
             if isinstance(error, EngineDown) and engine not in self.down:
                 self.down[engine] = asyncio.ensure_future(self.recover(engine))
-            if tries == TRIES or isinstance(error, Refused):
+            if tries == TRIES or (isinstance(error, Refused) and not self.others_left(request, engine)):
                 self.fail(request.record, error)
             else:
                 await asyncio.sleep(BACKOFF_SECONDS * 2 ** (tries - 1))

@@ -25,6 +25,7 @@ FIXES = {
     403: "; set OPENAI_API_KEY to a key that may use the model",
     404: "; check --endpoint, which mostly ends with /v1, and --model",
 }
+TOO_LONG = (400, 413, 422)
 CONTEXT = re.compile(r"context.(length|size|window)")  # the words of vLLM, SGLang, llama.cpp and OpenAI
 SNAPSHOT = re.compile(r"-\d{4}-\d\d-\d\d$")  # OpenAI adds a model's date to its name
 REASON_CHARACTERS = 200  # of a reply in a message
@@ -102,7 +103,7 @@ def reason(error: Exception) -> str:
 def failure(error: Exception, where: str) -> RequestFailed:
     kind = RequestFailed
     if isinstance(error, openai.APIStatusError):
-        if CONTEXT.search(str(error.body)):
+        if error.status_code in TOO_LONG and CONTEXT.search(str(error.body)):
             kind = Overflow
         elif error.status_code in FIXES:
             kind = NoAccess

@@ -5,6 +5,7 @@ lack its line, and lines may exist for steps that will be run again.
 """
 
 import contextlib
+import os
 import re
 import shutil
 import zipfile
@@ -20,6 +21,7 @@ from recipe.monitor.metrics import format_metrics, read_log
 DISCARDED = "metrics.discarded.jsonl"  # metrics of steps after the checkpoint from which a run continued
 STOP = "stop"  # has a run save and end, see recipe.verl_plugins.trainer; each start removes it
 TRACKER = "latest_checkpointed_iteration.txt"  # verl.utils.checkpoint.checkpoint_manager reads it
+ARCHIVE_END = 65557  # bytes that a zip archive's index ends within
 CHECKPOINT = re.compile(r"(discarded_)?global_step_([1-9][0-9]*)")  # as verl writes steps
 
 
@@ -27,11 +29,26 @@ def is_complete(checkpoint: Path) -> bool:
     """Check that every file of a checkpoint is there and not truncated.
 
     verl writes `data.pt` last; torch's files are zip archives, whose index comes last.
+
+    Raises:
+        OSError: the disk or file server fails, which says nothing about the checkpoint.
     """
-    shards = [path for path in checkpoint.glob("actor/*.pt") if path.name.startswith("model")]
-    ranks = max((int(found[1]) for path in shards if (found := re.search(r"world_size_(\d+)", path.name))), default=1)
-    parts = [checkpoint / "data.pt", *checkpoint.glob("actor/*.pt")]
-    return len(shards) >= ranks and all(zipfile.is_zipfile(part) for part in parts)
+    try:
+        names = [name for name in os.listdir(checkpoint / "actor") if name.endswith(".pt")]
+        shards = [name for name in names if name.startswith("model")]
+        ranks = max((int(found[1]) for name in shards if (found := re.search(r"world_size_(\d+)", name))), default=1)
+        parts = [checkpoint / "data.pt", *(checkpoint / "actor" / name for name in names)]
+        return len(shards) >= ranks and all(is_archive(part) for part in parts)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+
+
+def is_archive(path: Path) -> bool:
+    """Check that a file ends with a zip archive's index; OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - ARCHIVE_END))
+        file.read()  # `is_zipfile` would take an error for no archive
+    return zipfile.is_zipfile(path)
 
 
 def checkpoint_folders(folder: Path) -> list[tuple[int, bool, Path]]:

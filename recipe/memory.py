@@ -2,7 +2,7 @@
 
 FSDP shards fp32 weights, gradients and Adam's moments over all GPUs and computes in bf16, gradients are checkpointed,
 log-probabilities and entropy are computed in blocks, and vLLM sleeps while the model is trained. On one H100 the peak
-of the update and of all phases together were 5 % and 1 % below this model (docs/gpu.md).
+of the update and of all phases together were 5 % and 2 % below this model (docs/gpu.md).
 """
 
 import json

@@ -163,20 +163,18 @@ def wait_for_nodes(config: DictConfig) -> dict[str, dict]:
     from ray._private.state import available_resources_per_node
     from ray.autoscaler.sdk import request_resources
 
-    def found() -> tuple[bool, dict[str, dict]]:
-        free = {
-            node: {name: resources.get(name, 0) for name in ("GPU", "CPU")}  # the others change all the time
-            for node, resources in available_resources_per_node().items()
-        }
-        return has_verl_run(), {node: resources for node, resources in free.items() if resources["GPU"] >= gpus}
+    def free_nodes() -> dict[str, dict]:
+        return {node: free for node, free in available_resources_per_node().items() if free.get("GPU", 0) >= gpus}
 
     count, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
     request_resources(bundles=[{"GPU": gpus, "CPU": gpus * CPUS_PER_RANK}] * count)
     seconds = float(os.environ.get("JUSTRL_WAIT_SECONDS", CLUSTER_SECONDS))
-    patience = Patience("waiting for the cluster's nodes and the end of other runs", found, seconds)
+    what = "waiting for the cluster's nodes and the end of other runs"
+    # Not how much is free: other jobs may change that for ever.
+    patience = Patience(what, lambda: (has_verl_run(), set(free_nodes())), seconds)
     while (patience.seen[0] or len(patience.seen[1]) < count) and patience.lasts():
         time.sleep(LOOK_SECONDS)
-    used, nodes = patience.seen
+    used, nodes = patience.seen[0], free_nodes()
     request_resources(bundles=[])  # the request would hold them for ever; the run's own follows soon
     if used:
         raise ValueError(

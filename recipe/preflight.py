@@ -118,6 +118,8 @@ def check_gpus_free(config: DictConfig) -> None:
 
 def check_data(config: DictConfig) -> None:
     """Check every row of the files, and that the training set fills a batch and the run."""
+    if config.data.custom_cls.path or config.data.prompt_key != "prompt":
+        return  # rows of another form, which only their own class can check
     score = reward_file.load(config) if reward_file.is_ours(config) else None  # others may take more than text
     with about("data.val_files"):
         for path in as_list(config.data.val_files):

@@ -87,7 +87,9 @@ class Progress:
         self.prune(max(self.accuracy, default=0))
 
     def prune(self, step: int) -> None:
-        prune(self.checkpoints, self.keep, step, best_checkpoint(self.checkpoints, self.accuracy), self.unlogged)
+        """Remove old checkpoints; if the disk fails nothing is known of them, and the next step tries again."""
+        with contextlib.suppress(OSError):
+            prune(self.checkpoints, self.keep, step, best_checkpoint(self.checkpoints, self.accuracy), self.unlogged)
 
     def collect(self, last: bool = False) -> None:
         """Take the steps that verl has logged since the last call."""

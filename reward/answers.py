@@ -60,14 +60,14 @@ def tidy(answer: str) -> str:
 
 
 @functools.lru_cache(maxsize=2**14)
-def read(answer: str, is_list: bool = False) -> tuple[str, frozenset[str]]:
+def read(answer: str, is_list: bool = False) -> tuple[str, tuple[str, ...]]:
     """Return an answer as `tidy` does, and its units.
 
     Args:
         is_list: every comma separates members: 7,112 is two numbers.
     """
     if INTEGER.fullmatch(answer) and answer.isascii():
-        return answer, frozenset()
+        return answer, ()
     text, units = without_units(normalise(answer))
     text = TEXT.sub(_words, text)
     text = re.sub(r"(?<!\d)(\d{1,3})((?: \d{3})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)

@@ -7,6 +7,7 @@ from fractions import Fraction
 from .answers import (
     BASED,
     MAX_MEMBERS,
+    MODULO,
     NAME,
     PERCENT,
     TEXT,
@@ -67,9 +68,13 @@ def compare_answers(
     if not alike or len(given) != (required_count or len(wanted)) or len(given) > MAX_MEMBERS:
         return "wrong"
     keep_order = kind == "tuple" or shape not in ("{}", "union")
-    names = {split_top(member, "=")[0].split("_")[0] for member in given if "=" in member}
+    names, reference_names = _names(given), _names(wanted)
     if "=" not in reference and len(names) > (0 if keep_order else 1):
         return "wrong"  # (y=1,x=2) is not (1,2)
+    if len(reference_names) > 1:  # 6,5 is not x=5,y=6
+        if names and not all("=" in member for member in given):
+            return "wrong"
+        keep_order = keep_order or not names
     return _compare_members(given, wanted, tolerance, "interval" if shape == "union" else "", keep_order)
 
 
@@ -85,10 +90,17 @@ def _without_names(answer: str, reference: str) -> tuple[str, str] | None:
         named = shape and all(NAME.fullmatch(unknown) for unknown in unknowns) and len(unknowns) in (1, len(members))
         names.append(unknowns if named else [])
         values.append(value[0] if named else text)
+    if [len(unknowns) for unknowns in names] in ([0, 1], [1, 0]) and max(answer.count("="), reference.count("=")) > 1:
+        return None  # x=1,2 is not x=1,y=2
     if all(names):
         return (values[0], values[1]) if names[0] == names[1] else None
     in_order = all(unknowns == sorted(unknowns, key=lambda name: name.lstrip("\\")) for unknowns in names)
     return (values[0], values[1]) if in_order else None  # (y,x)=(1,2) is not (1,2)
+
+
+def _names(members: list[str]) -> set[str]:
+    """Return the names before equals signs without their indices: x_1 and x_2 are values of one unknown."""
+    return {split_top(member, "=")[0].split("_")[0] for member in members if "=" in member}
 
 
 def _compare_members(given: list[str], wanted: list[str], tolerance: Fraction, kind: str, keep_order: bool) -> str:
@@ -148,6 +160,8 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
         answer, reference = percent  # 62.5 for 62.5\%, but not 62.5\% for 62.5
     if fault(answer):
         return "refused"
+    if len({match[2] for text in (answer, reference) if (match := MODULO.fullmatch(text))}) > 1:
+        return "wrong"
     ours, theirs = exact_value(answer), exact_value(reference)
     if ours is not None and theirs is not None:
         return "equivalent" if abs(ours - theirs) <= tolerance else "wrong"

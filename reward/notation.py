@@ -110,9 +110,9 @@ def unit_of(phrase: str) -> str | None:
     return " ".join(f"{name}^{count}" for name, count in sorted(powers.items())) or None
 
 
-def without_units(text: str) -> tuple[str, frozenset[str]]:
-    """Return a text in the one notation without its units, and the units; one without a number is an answer itself."""
-    found = set()
+def without_units(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return a text in the one notation without its units, and these in order; one without a number is an answer."""
+    found = []
 
     def take(match: re.Match, is_plain: bool = False) -> str:
         name = unit_of(TEXT.sub(lambda part: f" {part[2]}" + (f"^{part[3]}" if part[3] else ""), match[0]))
@@ -121,14 +121,14 @@ def without_units(text: str) -> tuple[str, frozenset[str]]:
         is_apart = match.string[: match.start()][-1:] in (" ", GAP) or len(words[0]) > 2 or words[0][1:] in ("m", "g")
         if name is None or (is_plain and not (is_clear and is_apart)):
             return match[0]
-        found.add(name)
+        found.append(name)
         return GAP
 
     rest = TEXT_UNIT.sub(take, TEXT_FRACTION.sub(r"\1/\2", text))
     rest = PLAIN_UNIT.sub(lambda match: take(match, is_plain=True), rest)
     if r"^\circ" in rest and not TRIGONOMETRIC.search(rest):
         rest = rest.replace(r"^\circ", GAP)
-        found.add("degree")
+        found.append("degree")
     if not rest.strip(f" .{GAP}"):
-        return text, frozenset()
-    return rest, frozenset([*found, *(["percent"] if "%" in rest else [])])
+        return text, ()
+    return rest, (*found, *(["percent"] if "%" in rest else []))

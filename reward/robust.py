@@ -83,10 +83,13 @@ def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> t
     marked = notation.normalise(answer), notation.normalise(ground_truth)
     if any(mark.search(marked[0]) and not mark.search(marked[1]) for mark in (AMBIGUOUS, NEGATION)):
         return "wrong", answer
-    if units and units != reference_units and (reference_units or len(units) > 1):
+    differ = set(units) != set(reference_units) or (len(set(units)) > 1 and units != reference_units)  # 5 ft 3 in
+    if units and differ and (reference_units or len(set(units)) > 1):
         return "wrong", answer
-    if not reference_units and ANGLES & units and any(answers.exact_value(member) is None for member in members):
+    if not reference_units and ANGLES & set(units) and any(answers.exact_value(member) is None for member in members):
         return "wrong", answer  # pi/3 is in radians
+    if len(set(units)) > 1 and kind != "interval":
+        kind = "tuple"  # 5 m and 3 cm are not 3 m and 5 cm
     tolerance = answers.exact_value(str(parsed.get("tolerance") or 0)) or Fraction(0)
     required = parsed.get("required_count") or parsed.get("asked") or 0  # its name in files prepared before
     with sandbox.one_deadline():

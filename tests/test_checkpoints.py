@@ -194,3 +194,22 @@ def test_a_checkpoint_of_other_ranks_is_refused_before_verl_reads_it(tmp_path):
     for overrides in (["trainer.n_gpus_per_node=4"], ["actor_rollout_ref.actor.strategy=fsdp2"]):
         with pytest.raises(ValueError, match="saved by 8 ranks with FSDP 1, and this start has"):
             check_ranks(tmp_path, compose("justrl_deepseek", ["+hardware=h100_8", *overrides], "cuda"))
+
+
+def test_a_disk_that_fails_makes_no_checkpoint_incomplete(tmp_path, monkeypatch):
+    """zipfile takes an error of the disk for a file that is no archive; the best checkpoint must not go for that."""
+    for step in (20, 180, 200):
+        checkpoint(tmp_path, step)
+
+    def fail(path, *options):
+        if "global_step_20/" in str(path):
+            raise OSError(116, "Stale file handle")
+        return open(path, *options)
+
+    monkeypatch.setattr("recipe.checkpoints.open", fail, raising=False)
+    with pytest.raises(OSError, match="Stale"):
+        complete_checkpoints(tmp_path)
+    with pytest.raises(OSError, match="Stale"):
+        prune(tmp_path, 1, 200, best=20)
+    monkeypatch.undo()
+    assert complete_checkpoints(tmp_path) == [20, 180, 200]
