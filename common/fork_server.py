@@ -152,8 +152,9 @@ def run(arguments: list[str]) -> None:
 
 def leave_early() -> None:
     """End a fork before Python takes its modules apart, which takes time and has Triton list all its types as leaks."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # Ray has closed it, or nobody reads it
+            stream.flush()
     os._exit(exit_status)
 
 

@@ -56,6 +56,13 @@ def test_scripts_modules_and_tracebacks(server, tmp_path):
     assert run(server[1], "-m", "json.tool", "--help").returncode == 0
 
 
+def test_a_closed_output_is_no_error_at_the_end(server):
+    """Ray closes a worker's; an error at the end would pass for the cause of a failed run."""
+    done = run(server[1], "-c", "import sys; sys.stdout.close(); sys.exit(3)")
+    assert (done.returncode, done.stderr) == (3, "")
+    assert run(server[1], "-c", "print('flushed', end='')").stdout == "flushed"
+
+
 def test_open_files_are_passed_on(server):
     reader, writer = os.pipe()
     for number in (writer, 700):
