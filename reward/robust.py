@@ -60,6 +60,11 @@ def _count(outcome: str) -> None:
         logging.getLogger(__name__).warning("%d of %d responses timed out in math-verify", late, total)
 
 
+def _is_plain(text: str) -> bool:
+    """Tell whether a text is an integer in digits alone, which most are: nothing else need be looked for."""
+    return text.isascii() and text.isdigit() and len(text) <= answers.MAX_DIGITS
+
+
 def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> tuple[str, str]:
     """Return the outcome of one response, and its answer ("" if none).
 
@@ -73,6 +78,8 @@ def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> t
         return "match", answer
     if len(answer) > answers.MAX_CHARACTERS:
         return "refused", answer[: answers.MAX_CHARACTERS]
+    if not parsed and _is_plain(answer) and _is_plain(ground_truth):
+        return ("equivalent" if int(answer) == int(ground_truth) else "wrong"), answer
     parsed = parsed if isinstance(parsed, dict) else {}  # other data sets keep a solution under this name
     kind = parsed.get("type") or ""
     reference, reference_units = answers.read(ground_truth, kind in ("set", "tuple"))
