@@ -17,9 +17,8 @@ from typing import Any
 from common.processes import RAY_PATIENCE, python_path
 
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-PORTS = range(
-    20_000, 30_000
-)  # above those of Ray's workers, and below those that Linux gives to connections, which may take a free one any moment
+# Above those of Ray's workers, and below those that Linux gives to connections, which may take a free one any moment.
+PORTS = range(20_000, 30_000)
 
 
 def free_port() -> int:
