@@ -42,12 +42,13 @@ FIGURES = {
     "perf/mfu/actor": "MFU of the update",
 }
 NO_VALIDATION = ["trainer.val_before_train=false", "trainer.test_freq=-1"]
-# A step of the paper's config on one GPU, all responses as long as they may be, with little to start.
+FEW_WORKERS = ["actor_rollout_ref.rollout.agent.num_workers=1", "reward.num_workers=1"]  # little to start
+# A step of the paper's config on one GPU, all responses as long as they may be.
 ONE_STEP = [
     *("justrl_deepseek", "--allow", "*", *NO_VALIDATION, "trainer.total_training_steps=1", "trainer.save_freq=-1"),
     *("data.train_files=data/demo/train.parquet", "data.val_files=data/demo/test.parquet"),
     *("actor_rollout_ref.actor.ppo_mini_batch_size=1", "actor_rollout_ref.rollout.ignore_eos=true"),
-    *("actor_rollout_ref.rollout.agent.num_workers=1", "reward.num_workers=1"),
+    *FEW_WORKERS,
 ]
 
 
@@ -206,7 +207,8 @@ def long(bench: Bench) -> dict:
 def two(bench: Bench) -> dict:
     """Two demos on one GPU at once; one is killed at its second step and continues."""
     bench.demo_files()
-    demo = ["demo", *NO_VALIDATION, "trainer.save_freq=2", "actor_rollout_ref.rollout.gpu_memory_utilization=0.3"]
+    demo = ["demo", *NO_VALIDATION, *FEW_WORKERS, "trainer.save_freq=2"]
+    demo.append("actor_rollout_ref.rollout.gpu_memory_utilization=0.3")
     if not bench.small:
         # Of a fixed size: vLLM's measuring of free memory fails when another process frees some meanwhile.
         demo.append("+actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=268435456")
