@@ -152,6 +152,22 @@ class ProcessRecord:
         return len(stale)
 
 
+def role(process: psutil.Process) -> str:
+    """Name what a process of a run does: TaskRunner, WorkerDict, EngineCore, raylet, recipe.driver; "?" if it ended.
+
+    Ray and vLLM set the titles of their processes: "ray::WorkerDict.actor_rollout_update_actor", "VLLM::EngineCore".
+    """
+    try:
+        arguments = process.cmdline() or [process.name()]
+    except psutil.NoSuchProcess:
+        return "?"
+    if titled := re.match(r"\w+::(\w+)", arguments[0]):
+        return titled[1]
+    if "-m" in arguments[:-1]:
+        return arguments[arguments.index("-m") + 1]
+    return Path(arguments[0].split(" ")[0]).name
+
+
 def living_descendants() -> list[psutil.Process]:
     living = []
     for process in descendants(psutil.Process()):

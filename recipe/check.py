@@ -38,6 +38,8 @@ MACHINE = (
     "trainer.log_val_generations",
     "trainer.max_actor_ckpt_to_keep",
     "trainer.v1.sampler.sampler_kwargs",
+    "justrl.stall_seconds",
+    "justrl.alert",
     "ray_kwargs",
     "transfer_queue",
     "global_profiler",
