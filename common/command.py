@@ -23,6 +23,13 @@ def positive(text: str) -> int:
     return number
 
 
+def size(text: str) -> int:
+    """Parse a count of at least 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number
+
+
 def within(low: float, high: float) -> Callable[[str], float]:
     """Make a parser of numbers from `low` to `high`."""
 

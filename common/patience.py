@@ -9,9 +9,23 @@ from common.progress import WaitingLine
 
 SILENT_SECONDS = 600.0  # without a sign of life; on an idle machine the longest of our waits takes less than a minute
 LOOK_SECONDS = 5.0
-
-
 Sign = TypeVar("Sign")
+
+
+class Silence:
+    """Measures how long a sign of life, which is anything that changes as long as something happens, stays the same."""
+
+    def __init__(self) -> None:
+        self.seen: object = None
+        self.seconds, self.looked = 0.0, time.monotonic()
+
+    def look(self, seen: object) -> float:
+        """Take the sign as it is now, and return the seconds for which it has been the same."""
+        now = time.monotonic()
+        # A look that was itself held up, by a stopped process or a file server, says no more than a quick one.
+        self.seconds = self.seconds + min(now - self.looked, LOOK_SECONDS) if seen == self.seen else 0.0
+        self.seen, self.looked = seen, now
+        return self.seconds
 
 
 class Patience(Generic[Sign]):
@@ -19,20 +33,17 @@ class Patience(Generic[Sign]):
 
     Args:
         what: the line to print.
-        sign: anything that changes as long as something happens.
+        sign: a sign of life, see `Silence`.
         seconds: how long it may stay the same.
     """
 
     def __init__(self, what: str, sign: Callable[[], Sign], seconds: float | None = None):
-        self.line, self.sign = WaitingLine(what, file=sys.stderr), sign
+        self.line, self.sign, self.seen, self.silence = WaitingLine(what, file=sys.stderr), sign, sign(), Silence()
         self.seconds = SILENT_SECONDS if seconds is None else seconds
-        self.seen, self.silent, self.looked = sign(), 0.0, time.monotonic()
+        self.silence.look(self.seen)
 
     def lasts(self) -> bool:
         """Look once more, and return whether to look again."""
         self.line.tick()
-        now, seen = time.monotonic(), self.sign()
-        # A look that was itself held up, by a stopped process or a file server, says no more than a quick one.
-        self.silent = self.silent + min(now - self.looked, LOOK_SECONDS) if seen == self.seen else 0.0
-        self.seen, self.looked = seen, now
-        return self.silent < self.seconds
+        self.seen = self.sign()
+        return self.silence.look(self.seen) < self.seconds

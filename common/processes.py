@@ -203,6 +203,7 @@ def end(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
+            process.resume()  # else one that is stopped would not hear of it
     alive = processes
     while alive:
         ended, alive = psutil.wait_procs(alive, timeout=SECONDS_TO_END)

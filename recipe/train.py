@@ -1,56 +1,44 @@
 """Train a config through verl: python -m recipe.train demo [key=value ...]
 
 Checks the config against the paper and what the run needs, continues from the last checkpoint if there is one, prints
-each step and logs verl's own output. Files go to `outputs/<experiment_name>/`. Exit status: 0 done, 1 the run
-failed or was interrupted, 2 wrong use. Paths are relative to the repository's root.
+each step and logs verl's own output. A run that fails or hangs is started again, --restarts times at most. Files go to
+`outputs/<experiment_name>/`. Exit status: 0 done, 1 the run failed or was interrupted, 2 wrong use. Paths are relative
+to the repository's root.
 
 example: python -m recipe.train justrl_deepseek trainer.nnodes=1 trainer.n_gpus_per_node=8
 """
 
 import argparse
-import contextlib
+import copy
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from common.command import Failure
+from common.command import Failure, size
 from common.command import run as run_command
-from common.files import write_text
-from common.forked_python import FORK, py_executable
 from common.locks import run_lock
 from common.machine import device
-from common.processes import REPOSITORY, ProcessRecord, become_subreaper, end_with_parent, scratch
-from common.progress import WARNING, WaitingLine, cause
+from common.processes import REPOSITORY, ProcessRecord
+from common.progress import cause
 from recipe import attention, preflight
 from recipe.check import add_arguments, compare, flat, require_paper
-from recipe.checkpoints import (
-    DISCARDED,
-    STOP,
-    TRACKER,
-    best_checkpoint,
-    check_ranks,
-    complete_checkpoints,
-    prune,
-    reconcile,
-)
-from recipe.cpu.environment import fork_server
-from recipe.environment import attempt_path, environment, prepare_config
+from recipe.checkpoints import DISCARDED, STOP, TRACKER, check_ranks, complete_checkpoints, reconcile
+from recipe.environment import attempt_path
 from recipe.monitor.config import read_config
-from recipe.monitor.health import Warnings
+from recipe.monitor.events import END, EVENTS, FAILURE, RESTART, Events
 from recipe.monitor.loggers import purge_tensorboard, use_file, use_wandb
-from recipe.monitor.metrics import StepLines, format_metrics, read_log, read_metrics, validation_accuracy
+from recipe.monitor.metrics import read_metrics
 from recipe.preflight import run_folder
+from recipe.restarts import DONE, FAILED, STALLED, STOPPED, Ended, Restarts, default_restarts
+from recipe.supervise import STOPPING_SIGNALS, Result, supervise
 
-POLL_SECONDS = 1.0
-FILES = ("metrics.jsonl", DISCARDED, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP)
+FILES = ("metrics.jsonl", DISCARDED, EVENTS, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP)
 FULL_BYTES = 1 << 20  # less free space than this after a failure means that it was the disk
-STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KEYS_SHOWN = 20
 # Keys that differ at every start.
 START_KEYS = ("ray_kwargs.", "trainer.val_before_train", "trainer.max_actor_ckpt_to_keep")
@@ -68,96 +56,6 @@ def changed_keys(before: Path, config: DictConfig) -> str:
     keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(START_KEYS))
     more = [f"and {len(keys) - KEYS_SHOWN} more"] if keys[KEYS_SHOWN:] else []
     return ", ".join([*keys[:KEYS_SHOWN], *more])
-
-
-class Progress:
-    """Moves finished steps from verl's file to `metrics.jsonl`: prints them, warns, and prunes checkpoints."""
-
-    def __init__(self, config: DictConfig, keep: int | None, log):
-        self.checkpoints, self.keep, self.log = Path(config.trainer.default_local_dir), keep, log
-        self.attempt, self.metrics_path = attempt_path(config), run_folder(config) / "metrics.jsonl"
-        self.lines, self.warnings = StepLines(config.trainer.total_training_steps or 0), Warnings(config)
-        self.accuracy: dict[int, float | None] = {}
-        self.seen: set[int] = set()
-        self.read_to = 0
-        for step, metrics in read_metrics(self.metrics_path).items():
-            self.warnings.add(step, metrics)  # printed before the resume
-            self.accuracy[step] = validation_accuracy(metrics)
-        self.unlogged = set(complete_checkpoints(self.checkpoints)) - self.accuracy.keys()
-        self.prune(max(self.accuracy, default=0))
-
-    def prune(self, step: int) -> None:
-        """Remove old checkpoints; if the disk fails nothing is known of them, and the next step tries again."""
-        with contextlib.suppress(OSError):
-            prune(self.checkpoints, self.keep, step, best_checkpoint(self.checkpoints, self.accuracy), self.unlogged)
-
-    def collect(self, last: bool = False) -> None:
-        """Take the steps that verl has logged since the last call."""
-        size = self.attempt.stat().st_size if self.attempt.exists() else 0
-        if size == self.read_to and not last:  # a network file system may report an old size until the file is opened
-            return
-        self.read_to = size
-        for step, metrics in read_metrics(self.attempt).items():
-            if step not in self.seen:
-                self.seen.add(step)
-                self.add(step, metrics)
-
-    def add(self, step: int, metrics: dict) -> None:
-        with open(self.metrics_path, "a") as file:
-            file.write(format_metrics({step: metrics}))
-        print(self.lines.line(step, metrics), flush=True)
-        for warning in self.warnings.add(step, metrics):
-            print(f"  {WARNING}{warning}", flush=True)
-            self.log.write(f"\n{WARNING}{warning}\n")  # verl's progress bar ends without a line break
-            self.log.flush()
-        self.accuracy[step] = validation_accuracy(metrics)
-        self.prune(step)
-
-
-def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress) -> int:
-    """Follow a driver until it ends; return its exit status."""
-    waiting = WaitingLine("starting Ray, the FSDP actor and the vLLM rollout")
-    while driver.poll() is None:
-        record.update()
-        progress.collect()
-        if not progress.seen:
-            waiting.tick()
-        time.sleep(POLL_SECONDS)
-    progress.collect(last=True)
-    if not read_log(progress.attempt)[1]:  # else the next start keeps the damaged lines aside
-        progress.attempt.unlink(missing_ok=True)
-    return driver.returncode
-
-
-def supervise(config: DictConfig, step: int, record: ProcessRecord, log) -> int:
-    """Start verl in its own processes, follow it, and end all of them; return its exit status."""
-    folder, keep = run_folder(config), config.trainer.max_actor_ckpt_to_keep
-    on_cpu = config.trainer.device == "cpu" and not os.environ.get("RAY_ADDRESS")
-    with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(scratch(folder))
-        variables = environment(config, temporary)
-        become_subreaper()
-        try:
-            if on_cpu:
-                variables = stack.enter_context(fork_server(temporary / "fork", variables, log))
-            forked = py_executable(variables)
-            prepare_config(config, step, forked)
-            write_text(folder / "config.yaml", OmegaConf.to_yaml(config, sort_keys=True))
-            python = [sys.executable, FORK] if forked else [sys.executable]
-            driver = subprocess.Popen(
-                [*python, "-m", "recipe.driver", str(folder / "config.yaml")],
-                cwd=REPOSITORY,
-                env=variables,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                # Once the supervisor is killed the run holds no lock, so its driver must not go on.
-                preexec_fn=end_with_parent,
-            )
-            return follow(driver, record, Progress(config, keep, log))
-        finally:
-            ignore_signals()  # a Ctrl-C now must not leave anything running
-            record.end_descendants()
 
 
 def announce(config: DictConfig, step: int, log) -> None:
@@ -186,51 +84,90 @@ def check_paths(config: DictConfig) -> None:
             raise ValueError(f"{path}: the run needs a {'folder' if path in folders else 'file'} there; move it away")
 
 
-def train(config: DictConfig) -> int:
-    """Run a composed config to its end and return the exit status.
-
-    Raises:
-        Failure: the run failed, or was stopped on request.
-    """
-    folder, total = run_folder(config), config.trainer.total_training_steps
+def train(config: DictConfig, restarts: int = 0) -> int:
+    """Run a composed config to its end, with so many restarts at most, and return the exit status."""
+    folder = run_folder(config)
     check_paths(config)
     with run_lock(folder):
-        record = ProcessRecord(folder)
-        if ended := record.end_stale():
-            print(f"ended {ended} stale processes of an earlier start")
-        checkpoints = Path(config.trainer.default_local_dir)
-        step = reconcile(folder / "metrics.jsonl", attempt_path(config), checkpoints)
-        (folder / STOP).unlink(missing_ok=True)
-        if total and step >= total:
-            print(f"training already finished: {folder} has step {step}")
-            return 0
+        counted, events = Restarts(restarts), Events(folder)
+        while True:
+            began = time.time()
+            ended = attempt(copy.deepcopy(config), events, again=counted.used > 0)
+            if ended.kind in (DONE, STOPPED) or not start_again(ended, config, counted, events, began):
+                break
+        if ended.kind == DONE:
+            events.record(END, step=ended.step)
+        return int(ended.kind != DONE)
+
+
+def start_again(ended: Ended, config: DictConfig, counted: Restarts, events: Events, began: float) -> bool:
+    """Print how a start that began at a time (seconds since 1970) ended; return whether to start again."""
+    print(f"training {ended.kind}: {ended.cause}\n  see {ended.see}", file=sys.stderr, flush=True)
+    details = {"kind": ended.kind, "step": ended.step, "cause": ended.cause}
+    if refusal := counted.refusal(ended):
+        events.record(FAILURE, **details)
+        if counted.allowed:
+            print(f"  not started again: {refusal}", file=sys.stderr)
+        return False
+    lost = time.time() - max(began, saved_at(Path(config.trainer.default_local_dir)))
+    events.record(RESTART, **details, seconds_lost=round(max(0.0, lost), 1))
+    print(f"restart {counted.used} of {counted.allowed}", flush=True)
+    return True
+
+
+def saved_at(checkpoints: Path) -> float:
+    """Return when the newest complete checkpoint was finished (seconds since 1970), 0 without one."""
+    newest = max(complete_checkpoints(checkpoints), default=0)
+    return (checkpoints / f"global_step_{newest}" / "data.pt").stat().st_mtime if newest else 0.0
+
+
+def attempt(config: DictConfig, events: Events, again: bool) -> Ended:
+    """Start a run once, from its newest checkpoint, and print how it ended unless it failed.
+
+    Args:
+        config: changed in place.
+        again: for a restart, whose GPUs are free as soon as the killed processes have left them.
+    """
+    folder, total = run_folder(config), config.trainer.total_training_steps
+    record = ProcessRecord(folder)
+    if stale := record.end_stale():
+        print(f"ended {stale} stale processes of an earlier start")
+    checkpoints = Path(config.trainer.default_local_dir)
+    step = reconcile(folder / "metrics.jsonl", attempt_path(config), checkpoints)
+    (folder / STOP).unlink(missing_ok=True)
+    if total and step >= total:
+        print(f"training already finished: {folder} has step {step}")
+        return Ended(DONE, step)
+    if not again:
         preflight.check_gpus_free(config)
-        if step:
-            check_ranks(checkpoints / f"global_step_{step}", config)
-        purge_tensorboard(folder / "tensorboard", step)
-        with open(folder / "train.log", "a") as log:
-            announce(config, step, log)
-            log_start = log.tell()
-            status = supervise(config, step, record, log)
-        return finish(config, status, log_start)
+    if step:
+        check_ranks(checkpoints / f"global_step_{step}", config)
+    purge_tensorboard(folder / "tensorboard", step)
+    with open(folder / "train.log", "a") as log:
+        announce(config, step, log)
+        log_start = log.tell()
+        result = supervise(config, step, record, log, events)
+    return finish(config, result, log_start)
 
 
-def finish(config: DictConfig, status: int, log_start: int) -> int:
-    """Print how a run ended; return its exit status; raises as `train` does."""
+def finish(config: DictConfig, result: Result, log_start: int) -> Ended:
+    """Tell how a start ended; prints it, unless it failed."""
     folder, checkpoints = run_folder(config), Path(config.trainer.default_local_dir)
     log = folder / "train.log"
-    if status:
+    saved = max(complete_checkpoints(checkpoints), default=0)
+    step = max(read_metrics(folder / "metrics.jsonl"), default=saved)
+    if result.report:
+        return Ended(STALLED, step, result.stall, result.report)
+    if result.status:
         # Of a full disk torch's error is no more than "iostream error".
         full = checkpoints.is_dir() and shutil.disk_usage(checkpoints).free < FULL_BYTES
         why = f" (no space left in {checkpoints}; earlier checkpoints are kept)" if full else ""
-        print(f"training failed: {cause(log, log_start)}{why}\n  see {log}", file=sys.stderr)
-        return 1
-    step = max(complete_checkpoints(checkpoints), default=0)
-    if (folder / STOP).exists() and step != config.trainer.total_training_steps:
-        print(f"stopped on request, saved at step {step}; the same command continues", file=sys.stderr)
-        return 1
-    print(f"training finished: {max(read_metrics(folder / 'metrics.jsonl'), default=step)} steps")
-    return 0
+        return Ended(FAILED, step, cause(log, log_start) + why, log, final=full)
+    if (folder / STOP).exists() and saved != config.trainer.total_training_steps:
+        print(f"stopped on request, saved at step {saved}; the same command continues", file=sys.stderr)
+        return Ended(STOPPED, step)
+    print(f"training finished: {step} steps")
+    return Ended(DONE, step)
 
 
 def ignore_signals() -> None:
@@ -248,6 +185,8 @@ def interrupt(number: int, frame) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
+    restarts = "starts again so many times after a failure or a hang (default 3, at a terminal 0; JUSTRL_RESTARTS)"
+    parser.add_argument("--restarts", type=size, metavar="N", help=restarts)
     args = parser.parse_intermixed_args()
     os.chdir(REPOSITORY)
     for number in STOPPING_SIGNALS:
@@ -258,7 +197,7 @@ def main() -> int:
         use_wandb(config)
         use_file(config)
         preflight.check(config)
-        return train(config)
+        return train(config, default_restarts() if args.restarts is None else args.restarts)
     except (RuntimeError, OSError) as error:
         raise Failure(str(error)) from error
     except Interrupted as error:

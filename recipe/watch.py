@@ -26,6 +26,7 @@ from common.progress import WARNING, duration
 from recipe.checkpoints import complete_checkpoints
 from recipe.monitor.config import read_config
 from recipe.monitor.curves import aime24, band, has_bands
+from recipe.monitor.events import read_events, restarts, seconds_lost
 from recipe.monitor.health import QUANTITIES, series, warnings
 from recipe.monitor.metrics import SMOOTHED_STEPS, has_training, read_log, seconds_left, step_seconds
 
@@ -88,12 +89,15 @@ def table(by_step: dict[int, dict], config: DictConfig) -> Table:
 
 
 def details(run: Run) -> list[Table | Text]:
-    """Show the values, the damaged lines and the newest warnings."""
+    """Show the values, the damaged lines, the newest warnings and the restarts."""
     messages = [f"{WARNING}{message}" for message in warnings(run.by_step, run.config)]
     if (hidden := len(messages) - WARNINGS_SHOWN) > 0:
         messages = [f"{hidden} earlier warnings are in {run.folder / 'train.log'}", *messages[hidden:]]
     if run.damaged:
         messages.insert(0, f"{WARNING}left out: {name_lines(run.folder / 'metrics.jsonl', run.damaged)}")
+    if lines := restarts(events := read_events(run.folder)):
+        lost = duration(seconds_lost(events))
+        messages.append(f"restarts: {len(lines)}, {lost} lost with the starts; the last {lines[-1]}")
     tables = [table(run.by_step, run.config)] if run.by_step else []
     return [*tables, *(Text(line, "yellow") for line in messages)]
 

@@ -13,6 +13,7 @@ was interrupted continues from its last checkpoint.
   CONFIG            a config of recipe/config (default: demo)
   --only STAGE      data, train, eval (after training) or report instead of all
   --setup-only      make the environment and stop
+  --restarts N      starts a training that fails or hangs again, N times at most (default 3, at a terminal 0)
   --allow KEY       acknowledge a difference from the paper, as recipe.check lists them; may be repeated
   key=value         Hydra overrides for the training; they win over the config
 
@@ -22,6 +23,7 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_EVAL               extra arguments for eval.generate
              JUSTRL_JUDGE              model that judges what the rule of eval.grade rejects
              JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
+             JUSTRL_RESTARTS           the same as --restarts
              JUSTRL_PYTHON_BIN         the Python to make the environment with
              JUSTRL_FLASH_ATTN=1|WHEEL builds flash-attn with the machine's CUDA toolkit, or installs a wheel of it
              JUSTRL_SETUP=0            makes no environment: the packages are on the PATH, as in a container
@@ -50,6 +52,11 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --setup-only) setup_only=1 ;;
+    --restarts)
+      [[ "${2:-}" =~ ^[0-9]{1,9}$ ]] || die "--restarts takes a number, 0 for none"
+      export JUSTRL_RESTARTS="$2"
+      shift
+      ;;
     --allow)
       [ $# -gt 1 ] || die "--allow takes a key"
       allowed+=(--allow "$2")

@@ -21,7 +21,7 @@ settings.load_profile("loaded")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-os.environ.update(RAY_PATIENCE | os.environ)
+os.environ.update(RAY_PATIENCE | {"JUSTRL_RESTARTS": "0"} | os.environ)  # a test that expects a failure expects one
 # Ends a test that hangs; no wait of a test is shorter. A loaded machine may be ten times slower than an idle one.
 HANGING_SECONDS = 3600
 ENDING_SECONDS = 300  # of processes that were killed

@@ -29,6 +29,7 @@ HEAVY_MODULES = {
     "recipe.verl_plugins.log_probs": "verl loads it by name",
     "recipe.verl_plugins.replay_buffer": "verl loads it by name",
     "recipe.verl_plugins.trainer": "verl loads it by name",
+    "recipe.verl_plugins.training_worker": "verl loads it by name",
     "recipe.verl_plugins.weight_transfer": "verl loads it by name",
     "recipe.cpu.agent_loops": "verl loads it by name",
     "recipe.cpu.platform": "verl loads it as a plugin",

@@ -13,8 +13,10 @@ from recipe import train as training
 from recipe.checkpoints import TRACKER
 from recipe.compose import compose
 from recipe.environment import environment, prepare_config
+from recipe.monitor.events import Events
 from recipe.monitor.metrics import format_metrics, read_metrics
-from recipe.train import FILES, STOPPING_SIGNALS, Interrupted, Progress, changed_keys, interrupt, train
+from recipe.supervise import Progress, Result, follow
+from recipe.train import FILES, STOPPING_SIGNALS, Interrupted, changed_keys, interrupt, train
 from tests.test_checkpoints import checkpoint, folders, log
 
 
@@ -160,9 +162,9 @@ def test_a_damaged_step_in_verls_file_is_left_for_the_next_start(run, tmp_path, 
     for content, left in (('{"step": 1, "data": {}}\n', False), ('{"step": 2, "data": {}}\nnull\n', True)):
         progress.attempt.parent.mkdir(exist_ok=True)
         progress.attempt.write_text(content)
-        assert training.follow(driver, None, progress) == 0
+        assert follow(driver, None, progress, Events(tmp_path / "run")) is None
         assert progress.attempt.exists() == left
-    monkeypatch.setattr(training, "supervise", lambda *_: 0)
+    monkeypatch.setattr(training, "supervise", lambda *_: Result(0))
     train(run)
     assert "attempt.jsonl, line 2: is no JSON object; moved to" in capsys.readouterr().out
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / training.DISCARDED).open()] == [1, 2]

@@ -10,10 +10,12 @@ from omegaconf import DictConfig
 
 from common.figures import COLOURS, colour, panels, save
 from common.json_lines import name_lines
+from common.progress import duration
 from recipe import attention
 from recipe.monitor.compute import compute, compute_rows, count
 from recipe.monitor.config import read_config
 from recipe.monitor.curves import AIME24, BANDS, BUDGETS, backbone, band, has_bands
+from recipe.monitor.events import read_events, restarts, seconds_lost
 from recipe.monitor.health import QUANTITIES, series, warnings
 from recipe.monitor.metrics import REWARD, format_metric, has_training, number, read_log
 
@@ -47,6 +49,7 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
         return TrainingSection(text, [], {"damaged": damaged}) if bad else None
     config = read_config(run / "config.yaml", complete=True)
     figures = draw_figures(by_step, config, folder, "" if folder == run else f"_{run.name}")
+    events = read_events(run)
     ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
     rows = compute_rows(ours, config, name)
     text = jinja2.Template(TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True).render(
@@ -59,6 +62,8 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
         figures=figures,
         has_bands=has_bands(config),
         warnings=warnings(by_step, config),
+        restarts=restarts(events),
+        lost=duration(seconds_lost(events)),
         backbone=name,
         rows=[row.texts() for row in rows],
         context=config.data.max_prompt_length + config.data.max_response_length,

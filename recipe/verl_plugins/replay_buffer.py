@@ -11,6 +11,8 @@ from collections import defaultdict
 import transfer_queue as tq
 from verl.trainer.ppo.v1 import replay_buffer
 
+from recipe.heartbeat import Heartbeat
+
 
 class ReplayBuffer(replay_buffer.ReplayBuffer):
     """A `trainer.v1.sampler.custom_sampler` for any verl recipe with the synchronous trainer.
@@ -19,8 +21,17 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
     whatever the config sets, as long as a whole generation of the demo.
     """
 
+    heartbeat: Heartbeat | None = None  # the trainer's, set by `ShownTrainer`
+
     def __init__(self, *args, sampler_kwargs, **kwargs):
         super().__init__(*args, sampler_kwargs=sampler_kwargs, **sampler_kwargs, **kwargs)
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        if self.heartbeat:
+            responses, prompts = self.partitions[partition_id], self.finished_keys[partition_id]
+            done = f"{len(responses)} responses, all of {len(prompts)} prompts"
+            self.heartbeat.set(**self.heartbeat.state | {"done": done})
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int):
         batch, metrics = super().sample(global_steps, partition_id, batch_size)

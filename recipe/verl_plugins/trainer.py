@@ -1,9 +1,11 @@
-"""verl's synchronous trainer, which a file can ask to save and end: `touch outputs/RUN/stop`.
+"""verl's synchronous trainer, which shows what it does, and which a file can ask to save: `touch outputs/RUN/stop`.
 
 verl 0.9.1's V1 trainer saves at fixed steps alone; the older one has `should_save_ckpt_esi` for this.
 A job that is near its time limit would lose the steps since the last of them.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -13,7 +15,19 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipe.checkpoints import STOP
+from recipe.heartbeat import SAVE, START, TRAINER, VALIDATION, Heartbeat
 
+# verl's methods with which a phase of a run begins; each lasts until the next begins.
+PHASES = {
+    "_setup": START,
+    "_validate": VALIDATION,
+    "on_sample_begin": "generation",
+    "_compute_old_log_prob": "old log-probs",
+    "_update_actor": "update",
+    "_save_checkpoint": SAVE,
+    "on_step_end": "weight transfer",
+    "_compute_metrics": "metrics",
+}
 BOOTSTRAP = metric_utils.bootstrap_metric
 ESTIMATES: dict[str, list] = {}
 
@@ -33,9 +47,33 @@ def bootstrap_once(**options) -> list[tuple[float, float]]:
 metric_utils.bootstrap_metric = bootstrap_once
 
 
+class ShownTrainer(PPOTrainerSync):
+    """PPOTrainerSync that writes its phase, and in a generation the responses that are there, for the supervisor."""
+
+    def __init__(self, config):
+        self.heartbeat, self.global_steps = Heartbeat(TRAINER), 0
+        super().__init__(config)
+        self.replay_buffer.heartbeat = self.heartbeat
+
+
+def shown(method: Callable, phase: str) -> Callable:
+    """Wrap a method of the trainer with which a phase begins."""
+
+    @functools.wraps(method)
+    def wrapped(self, *args, **kwargs):
+        self.heartbeat.set(phase=phase, step=self.global_steps)
+        return method(self, *args, **kwargs)
+
+    return wrapped
+
+
+for name, phase in PHASES.items():
+    setattr(ShownTrainer, name, shown(getattr(PPOTrainerSync, name), phase))
+
+
 @register_trainer("stoppable")
-class StoppableTrainer(PPOTrainerSync):
-    """PPOTrainerSync whose loop ends after the step in which the file appears, with a checkpoint of that step."""
+class StoppableTrainer(ShownTrainer):
+    """The trainer above, whose loop ends after the step in which the file appears, with a checkpoint of that step."""
 
     def __init__(self, config):
         config.trainer.v1.trainer_mode = "sync"  # verl saves more in every mode of another name

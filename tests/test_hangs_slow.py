@@ -1,0 +1,129 @@
+"""Real runs that hang or fail in the middle are noticed, explained by name, and started again by themselves."""
+
+import contextlib
+import json
+import subprocess
+
+import psutil
+import pytest
+
+from common.processes import role
+from recipe.checkpoints import complete_checkpoints
+from recipe.heartbeat import ACTOR, TRAINER, read_heartbeats
+from recipe.monitor.events import read_events
+from recipe.monitor.metrics import read_metrics
+from tests.conftest import HANGING_SECONDS, ROOT
+from tests.test_processes import wait_until
+from tests.test_run_slow import SIZES, assert_nothing_is_left, experiment
+from tests.test_survival_slow import data_loader, problems, seen
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
+STALL_SECONDS = 60  # more than a loaded machine takes between two signs of progress
+# The role of a process, and the phase in which it is stopped.
+HANGS = [
+    ("EngineCore", "generation"),
+    ("WorkerDict", "update"),
+    ("AgentLoopWorker", "generation"),
+    ("SimpleStorageUnit", "generation"),
+    ("EngineCore", "weight transfer"),
+]
+
+
+def start(folder, env, flags, steps, restarts):
+    """Start a run that saves every second step and shows its data; `flags` is the folder that its reward looks into."""
+    reward = "reward.custom_reward_function"
+    overrides = [
+        f"trainer.experiment_name={folder.name}",
+        f"trainer.total_training_steps={steps}",
+        "trainer.save_freq=2",
+    ]
+    overrides += [f"{reward}.path=tests/stubborn_reward.py", f"+{reward}.reward_kwargs.folder={flags}"]
+    overrides += [f"justrl.stall_seconds={STALL_SECONDS}", f"trainer.rollout_data_dir={flags}/rollouts"]
+    command = [".venv/bin/python", "-m", "recipe.train", "demo", "--restarts", str(restarts), *SIZES, *overrides]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def doing(folder):
+    """Return the step and the phase that a run's trainer last wrote."""
+    state = read_heartbeats(folder).get(TRAINER, {})
+    return state.get("step"), state.get("phase")
+
+
+def find(run, name):
+    """Return the run's process of this role, the one that was started last."""
+    from common.processes import descendants
+
+    found = [process for process in descendants(psutil.Process(run.pid)) if role(process) == name]
+    return max(found, key=lambda process: process.pid, default=None)
+
+
+def assert_every_step_once(folder, flags, steps):
+    """The metrics have each step once, and the data are those of an undisturbed run in its order."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    trainer = data_loader()
+    assert [seen(flags, step) for step in range(1, steps + 1)] == [sorted(problems(trainer)) for _ in range(steps)]
+
+
+def test_six_hangs_are_noticed_named_and_healed(fork_server, tmp_path):
+    folder, steps = experiment("test_hangs"), 20
+    run = start(folder, fork_server, tmp_path, steps, restarts=6)
+    for number, (name, phase) in enumerate(HANGS):
+        wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) >= 2 * number + 1, run)  # noqa: B023
+        wait_until(lambda: doing(folder)[1] == phase and find(run, name), run)  # noqa: B023
+        find(run, name).suspend()
+        wait_until(lambda: len(read_events(folder)) == 2 * number + 2, run)  # noqa: B023
+    wait_until(lambda: max(read_metrics(folder / "metrics.jsonl")) >= 12, run)
+    (tmp_path / "hang").touch()
+    wait_until(lambda: read_events(folder)[-1]["event"] == "restart" and len(read_events(folder)) == 12, run)
+    (tmp_path / "hang").unlink()
+    output, _ = run.communicate(timeout=HANGING_SECONDS)
+    assert run.returncode == 0, output
+
+    restarts = [event for event in read_events(folder) if event["event"] == "restart"]
+    for event, (name, _) in zip(restarts, HANGS, strict=False):
+        assert f"stopped: {name} (process " in event["cause"]
+        assert event["kind"] == "stalled"
+        assert event["seconds_lost"] > STALL_SECONDS
+    assert "RewardLoopWorker" in restarts[5]["cause"]
+    assert "is in compute_score (stubborn_reward.py:" in restarts[5]["cause"]
+    reports = sorted((folder / "stalls").iterdir())
+    assert len(reports) == 6
+    for report in reports:
+        text = report.read_text()
+        for name in (
+            "recipe.driver",
+            "TaskRunner",
+            "WorkerDict",
+            "AgentLoopWorker",
+            "RewardLoopWorker",
+            "vLLMHttpServer",
+        ):
+            assert f"== {name}, process" in text, report
+        assert "Thread" in text, "stacks"
+    assert "restart 6 of 6" in output
+    assert_every_step_once(folder, tmp_path, steps)
+    assert complete_checkpoints(folder / "checkpoints")[-1] == steps
+    assert_nothing_is_left({}, folder)
+    assert read_heartbeats(folder)[ACTOR]["count"] > 0
+
+
+def test_a_reward_that_raises_once_is_tried_again_and_one_that_always_does_is_not(fork_server, tmp_path):
+    folder = experiment("test_raises")
+    run = start(folder, fork_server, tmp_path, 12, restarts=5)
+    for healed in (True, False):
+        before = len(read_events(folder))
+        wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) >= (3 if healed else 7), run)  # noqa: B023
+        (tmp_path / "raise").touch()
+        wait_until(lambda: any(event["event"] == "restart" for event in read_events(folder)[before:]), run)  # noqa: B023
+        if healed:
+            (tmp_path / "raise").unlink()
+    output, _ = run.communicate(timeout=HANGING_SECONDS)
+    assert run.returncode == 1, output
+    last = read_events(folder)[-1]
+    assert (last["event"], last["kind"]) == ("failure", "failed")
+    assert "the reward has broken down" in last["cause"]
+    assert f"not started again: the same happened twice after step {last['step']}" in output
+    assert output.count("restart ") == 2, output
+    with contextlib.suppress(FileNotFoundError):
+        assert not list((folder / "stalls").iterdir()), "a failure is no hang"
