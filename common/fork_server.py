@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from common.forked_python import FORK, PYTHON_VARIABLE
 from common.processes import end_with_parent
 
+TITLE = 200  # characters
 MOST_FILES = 253  # that the kernel passes in one message
 exit_status = 1  # of a fork, until it has run to its end: that of an uncaught exception
 
@@ -119,6 +120,7 @@ def become(request_file: int, *files: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     multiprocessing.set_executable(FORK)
     set_threads()
+    set_title(request["arguments"])
     run(without_interpreter_flags(request["arguments"]))
 
 
@@ -127,6 +129,12 @@ def set_threads() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if "torch" in sys.modules and threads.isdigit():
         sys.modules["torch"].set_num_threads(int(threads))
+
+
+def set_title(arguments: list[str]) -> None:
+    """Show in `ps` what this fork is, in place of its server's arguments; Ray and vLLM set their own titles later."""
+    if "setproctitle" in sys.modules:
+        sys.modules["setproctitle"].setproctitle(" ".join(["python", *arguments])[:TITLE])
 
 
 def without_interpreter_flags(arguments: list[str]) -> list[str]:
@@ -166,6 +174,8 @@ def fork_forever(path: str, *modules: str) -> None:
     os.close(os.pidfd_open(os.getpid()))  # OSError here, before any client waits, where the kernel has no pidfd
     for module in modules:
         importlib.import_module(module)
+    if "setproctitle" in sys.modules:
+        sys.modules["setproctitle"].getproctitle()  # it looks for the place now, as a fork's new environment hides it
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that forks share
     try:
         become(*serve(path))

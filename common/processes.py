@@ -158,14 +158,14 @@ def role(process: psutil.Process) -> str:
     Ray and vLLM set the titles of their processes: "ray::WorkerDict.actor_rollout_update_actor", "VLLM::EngineCore".
     """
     try:
-        arguments = process.cmdline() or [process.name()]
+        words = " ".join(process.cmdline() or [process.name()]).split()
     except psutil.NoSuchProcess:
         return "?"
-    if titled := re.match(r"\w+::(\w+)", arguments[0]):
+    if titled := re.match(r"\w+::(\w+)", words[0]):
         return titled[1]
-    if "-m" in arguments[:-1]:
-        return arguments[arguments.index("-m") + 1]
-    return Path(arguments[0].split(" ")[0]).name
+    if "-m" in words[:-1]:
+        return words[words.index("-m") + 1]
+    return Path(words[0]).name
 
 
 def living_descendants() -> list[psutil.Process]:

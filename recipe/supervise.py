@@ -148,8 +148,12 @@ def report_stall(config: DictConfig, stall: str) -> Result:
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
     """Hold back a Ctrl-C or SIGTERM until the end, so that nothing is left running."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING_SIGNALS)
+    arrived: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in STOPPING_SIGNALS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])

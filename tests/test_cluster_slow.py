@@ -12,6 +12,7 @@ import pytest
 
 from common.processes import end
 from recipe.checkpoints import complete_checkpoints
+from recipe.monitor.events import read_events
 from recipe.monitor.metrics import has_training, read_metrics
 from tests.conftest import HANGING_SECONDS, ROOT, fork_server_command
 from tests.slurm import ENDED, Slurm, missing
@@ -41,9 +42,9 @@ def warm_slurm(folder, nodes):
         yield cluster
 
 
-def submit(slurm, out, *overrides):
+def submit(slurm, out, *arguments):
     """Submit the demo's training to all nodes and return the job's id."""
-    script = [str(ROOT / "run_justrl.sh"), "demo", "--only", "train", *overrides]
+    script = [str(ROOT / "run_justrl.sh"), "demo", "--only", "train", *arguments]
     variables = {"JUSTRL_FORK_SERVER": FORK, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
     return slurm.sbatch(f"--nodes={len(slurm.names)}", f"--output={out}", *script, cwd=ROOT, **variables)
 
@@ -54,13 +55,22 @@ def wait_for_step(slurm, job, folder, step):
     wait_until(lambda: step in read_metrics(metrics) or slurm.job(job)["JobState"] in ENDED, pause=0.5)
 
 
-def test_near_its_time_limit_a_run_on_two_nodes_saves_goes_back_into_the_queue_and_continues(
+def test_a_run_on_two_nodes_restarts_within_its_job_and_near_the_time_limit_goes_back_into_the_queue(
     tmp_path, tmp_path_factory
 ):
+    """A worker on the second node is stopped first. Then the signal of the time limit comes."""
     name, steps = "test_two_nodes", ["trainer.total_training_steps=8", "trainer.save_freq=8"]
+    steps += ["justrl.stall_seconds=60", "--restarts", "1"]
     folder, out = experiment(name), tmp_path / "out"
     with warm_slurm(tmp_path_factory.mktemp("slurm"), 2) as slurm:
         job = submit(slurm, out, f"trainer.experiment_name={name}", *SIZES, *steps)
+        wait_for_step(slurm, job, folder, 1)
+        assert slurm.on(slurm.names[1], "pkill", "-STOP", "-f", "ray::WorkerDict").returncode == 0
+        wait_until(lambda: slurm.job(job)["JobState"] in ENDED or read_events(folder)[1:], pause=0.5)
+        restart = read_events(folder)[1]
+        assert (restart["event"], restart["kind"]) == ("restart", "stalled"), out.read_text()
+        assert "stopped: WorkerDict (process " in restart["cause"]
+        wait_until(lambda: slurm.job(job)["JobState"] in ENDED or read_events(folder)[2:], pause=0.5)
         wait_for_step(slurm, job, folder, 2)
         assert slurm.job(job)["JobState"] == "RUNNING", out.read_text()
         slurm.client("scancel", "--batch", "--signal=USR1", job)

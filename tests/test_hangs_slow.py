@@ -7,10 +7,10 @@ import subprocess
 import psutil
 import pytest
 
-from common.processes import role
+from common.processes import descendants, role
 from recipe.checkpoints import complete_checkpoints
 from recipe.heartbeat import ACTOR, TRAINER, read_heartbeats
-from recipe.monitor.events import read_events
+from recipe.monitor.events import RESTART, read_events
 from recipe.monitor.metrics import read_metrics
 from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_processes import wait_until
@@ -49,12 +49,15 @@ def doing(folder):
     return state.get("step"), state.get("phase")
 
 
+def restarts(folder):
+    """Return the record of a run's restarts."""
+    return [event for event in read_events(folder) if event["event"] == RESTART]
+
+
 def find(run, name):
     """Return the run's process of this role, the one that was started last."""
-    from common.processes import descendants
-
     found = [process for process in descendants(psutil.Process(run.pid)) if role(process) == name]
-    return max(found, key=lambda process: process.pid, default=None)
+    return max(found, key=lambda process: process.pid)
 
 
 def assert_every_step_once(folder, flags, steps):
@@ -66,27 +69,29 @@ def assert_every_step_once(folder, flags, steps):
 
 
 def test_six_hangs_are_noticed_named_and_healed(fork_server, tmp_path):
-    folder, steps = experiment("test_hangs"), 20
+    folder, steps = experiment("test_hangs"), 24
     run = start(folder, fork_server, tmp_path, steps, restarts=6)
     for number, (name, phase) in enumerate(HANGS):
-        wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) >= 2 * number + 1, run)  # noqa: B023
-        wait_until(lambda: doing(folder)[1] == phase and find(run, name), run)  # noqa: B023
-        find(run, name).suspend()
-        wait_until(lambda: len(read_events(folder)) == 2 * number + 2, run)  # noqa: B023
-    wait_until(lambda: max(read_metrics(folder / "metrics.jsonl")) >= 12, run)
+        since = max(read_metrics(folder / "metrics.jsonl"), default=0)
+        wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) > since, run)  # noqa: B023
+        process = find(run, name)
+        wait_until(lambda: doing(folder)[1] == phase, run)  # noqa: B023
+        process.suspend()
+        wait_until(lambda: len(restarts(folder)) == number + 1, run)  # noqa: B023
+    since = max(read_metrics(folder / "metrics.jsonl"))
+    wait_until(lambda: max(read_metrics(folder / "metrics.jsonl")) > since, run)
     (tmp_path / "hang").touch()
-    wait_until(lambda: read_events(folder)[-1]["event"] == "restart" and len(read_events(folder)) == 12, run)
+    wait_until(lambda: len(restarts(folder)) == 6, run)
     (tmp_path / "hang").unlink()
     output, _ = run.communicate(timeout=HANGING_SECONDS)
     assert run.returncode == 0, output
 
-    restarts = [event for event in read_events(folder) if event["event"] == "restart"]
-    for event, (name, _) in zip(restarts, HANGS, strict=False):
+    for event, (name, _) in zip(restarts(folder), HANGS, strict=False):
         assert f"stopped: {name} (process " in event["cause"]
         assert event["kind"] == "stalled"
         assert event["seconds_lost"] > STALL_SECONDS
-    assert "RewardLoopWorker" in restarts[5]["cause"]
-    assert "is in compute_score (stubborn_reward.py:" in restarts[5]["cause"]
+    assert "RewardLoopWorker" in restarts(folder)[5]["cause"]
+    assert "is in compute_score (stubborn_reward.py:" in restarts(folder)[5]["cause"]
     reports = sorted((folder / "stalls").iterdir())
     assert len(reports) == 6
     for report in reports:
@@ -112,10 +117,10 @@ def test_a_reward_that_raises_once_is_tried_again_and_one_that_always_does_is_no
     folder = experiment("test_raises")
     run = start(folder, fork_server, tmp_path, 12, restarts=5)
     for healed in (True, False):
-        before = len(read_events(folder))
+        before = len(restarts(folder))
         wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) >= (3 if healed else 7), run)  # noqa: B023
         (tmp_path / "raise").touch()
-        wait_until(lambda: any(event["event"] == "restart" for event in read_events(folder)[before:]), run)  # noqa: B023
+        wait_until(lambda: len(restarts(folder)) > before, run)  # noqa: B023
         if healed:
             (tmp_path / "raise").unlink()
     output, _ = run.communicate(timeout=HANGING_SECONDS)

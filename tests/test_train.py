@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import time
 
 import pytest
 from omegaconf import OmegaConf
@@ -15,7 +16,7 @@ from recipe.compose import compose
 from recipe.environment import environment, prepare_config
 from recipe.monitor.events import Events
 from recipe.monitor.metrics import format_metrics, read_metrics
-from recipe.supervise import Progress, Result, follow
+from recipe.supervise import Progress, Result, follow, signals_held
 from recipe.train import FILES, STOPPING_SIGNALS, Interrupted, changed_keys, interrupt, train
 from tests.test_checkpoints import checkpoint, folders, log
 
@@ -36,6 +37,24 @@ def test_an_interrupt_crosses_a_library_that_rewrites_errors():
     with pytest.raises(Interrupted, match=r"^SIGTERM$"):
         config["value"]
     assert {signal.getsignal(number) for number in STOPPING_SIGNALS} == {signal.SIG_IGN}, "a second one is no matter"
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_interrupt_while_processes_are_ended_comes_after_that():
+    """Else a restart would follow what the user wanted to end."""
+    ended = []
+
+    def end_processes():
+        with signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            ended.append("all")
+
+    for number in STOPPING_SIGNALS:
+        signal.signal(number, interrupt)
+    with pytest.raises(Interrupted, match=r"^SIGINT$"):
+        end_processes()
+    assert ended == ["all"]
 
 
 @pytest.fixture

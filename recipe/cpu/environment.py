@@ -27,6 +27,7 @@ MODULES = (
     "transformers.models.auto.tokenization_auto",
     "transformers.models.qwen2.modeling_qwen2",
     "peft",
+    "setproctitle",
     "vllm.outputs",
     "vllm.entrypoints.openai.api_server",
 )
