@@ -112,6 +112,8 @@ def become(request_file: int, *files: int) -> None:
     with open(request_file, "rb") as file:
         request = json.load(file)
     move_files(files, request["files"])
+    arguments = without_interpreter_flags(request["arguments"])
+    set_title(arguments)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.environ[PYTHON_VARIABLE] = sys.executable
@@ -120,8 +122,7 @@ def become(request_file: int, *files: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     multiprocessing.set_executable(FORK)
     set_threads()
-    set_title(request["arguments"])
-    run(without_interpreter_flags(request["arguments"]))
+    run(arguments)
 
 
 def set_threads() -> None:
@@ -132,8 +133,11 @@ def set_threads() -> None:
 
 
 def set_title(arguments: list[str]) -> None:
-    """Show in `ps` what this fork is, in place of its server's arguments; Ray and vLLM set their own titles later."""
-    if "setproctitle" in sys.modules:
+    """Show in `ps` what a fork is, in place of its server's arguments; before its environment changes.
+
+    Ray sets the titles of its workers, which are scripts, and by another way that this would block.
+    """
+    if "setproctitle" in sys.modules and arguments[0] in ("-c", "-m"):
         sys.modules["setproctitle"].setproctitle(" ".join(["python", *arguments])[:TITLE])
 
 
@@ -174,8 +178,6 @@ def fork_forever(path: str, *modules: str) -> None:
     os.close(os.pidfd_open(os.getpid()))  # OSError here, before any client waits, where the kernel has no pidfd
     for module in modules:
         importlib.import_module(module)
-    if "setproctitle" in sys.modules:
-        sys.modules["setproctitle"].getproctitle()  # it looks for the place now, as a fork's new environment hides it
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that forks share
     try:
         become(*serve(path))

@@ -55,9 +55,9 @@ def restarts(folder):
 
 
 def find(run, name):
-    """Return the run's process of this role, the one that was started last."""
+    """Return the run's process of this role, the one that was started last; None without."""
     found = [process for process in descendants(psutil.Process(run.pid)) if role(process) == name]
-    return max(found, key=lambda process: process.pid)
+    return max(found, key=lambda process: process.pid, default=None)
 
 
 def assert_every_step_once(folder, flags, steps):
@@ -74,8 +74,9 @@ def test_six_hangs_are_noticed_named_and_healed(fork_server, tmp_path):
     for number, (name, phase) in enumerate(HANGS):
         since = max(read_metrics(folder / "metrics.jsonl"), default=0)
         wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) > since, run)  # noqa: B023
+        wait_until(lambda: find(run, name), run)  # noqa: B023
         process = find(run, name)
-        wait_until(lambda: doing(folder)[1] == phase, run)  # noqa: B023
+        wait_until(lambda: doing(folder)[1] == phase, run, pause=0.002)  # noqa: B023
         process.suspend()
         wait_until(lambda: len(restarts(folder)) == number + 1, run)  # noqa: B023
     since = max(read_metrics(folder / "metrics.jsonl"))
