@@ -14,6 +14,7 @@ was interrupted continues from its last checkpoint.
   --only STAGE      data, train, eval (after training) or report instead of all
   --setup-only      make the environment and stop
   --allow KEY       acknowledge a difference from the paper, as recipe.check lists them; may be repeated
+  --alert COMMAND   shell command that is told of warnings, restarts, stalls, failure and the end
   key=value         Hydra overrides for the training; they win over the config
 
 environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
@@ -22,6 +23,7 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_EVAL               extra arguments for eval.generate
              JUSTRL_JUDGE              model that judges what the rule of eval.grade rejects
              JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
+             JUSTRL_ALERT              the command of --alert
              JUSTRL_PYTHON_BIN         the Python to make the environment with
              JUSTRL_FLASH_ATTN=1|WHEEL builds flash-attn with the machine's CUDA toolkit, or installs a wheel of it
              JUSTRL_SETUP=0            makes no environment: the packages are on the PATH, as in a container
@@ -53,6 +55,11 @@ while [ $# -gt 0 ]; do
     --allow)
       [ $# -gt 1 ] || die "--allow takes a key"
       allowed+=(--allow "$2")
+      shift
+      ;;
+    --alert)
+      [ $# -gt 1 ] || die "--alert takes a command"
+      export JUSTRL_ALERT="$2" # no override: Hydra and OmegaConf would read it
       shift
       ;;
     -*) die "unknown option $1; see --help" ;;
