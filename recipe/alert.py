@@ -157,57 +157,64 @@ class Command(threading.Thread):
     def problem(self) -> str:
         """Run the command; return what went wrong, "" if nothing did."""
         become_subreaper()  # else the group's processes in the background could not be followed
-        process = self.spawn()
-        with process.stdout:
+        output, output_end = os.pipe()
+        try:
+            os.set_blocking(output, False)
+            process = self.spawn(output_end)
             while group_lives(process) and time.monotonic() < self.deadline:
                 time.sleep(LOOK_SECONDS)
-                self.read(process.stdout.fileno())
-            killed = self.kill(process)
-            self.read(process.stdout.fileno())
-        if killed:
+                self.read(output)
+            if hangs := group_lives(process):
+                kill(process)
+            self.read(output)
+        finally:
+            os.close(output)
+        if hangs:
             return "took too long and was killed"
         status = process.poll()  # 0 also where the end of the run's processes has reaped it
         return f"exit status {status}" if status else ""
 
-    def spawn(self) -> subprocess.Popen:
-        standard_input, write_end = os.pipe()
+    def spawn(self, output: int) -> subprocess.Popen:
+        """Start the command with the text as its input; closes the descriptor of its output here."""
+        text, text_end = os.pipe()
         try:
-            with open(write_end, "wb") as file:
-                file.write(self.text.encode(errors="replace") + b"\n")
-            process = subprocess.Popen(
+            os.write(text_end, self.text.encode(errors="replace") + b"\n")
+            os.close(text_end)
+            return subprocess.Popen(
                 self.arguments,
                 cwd=REPOSITORY,
                 env=self.variables,
-                stdin=standard_input,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stdin=text,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
         finally:
-            os.close(standard_input)
-        os.set_blocking(process.stdout.fileno(), False)
-        return process
+            os.close(text)
+            os.close(output)
 
-    def read(self, pipe: int) -> None:
+    def read(self, output: int) -> None:
         """Take what the command has printed, so that it never waits, but only so much: it may print without end."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(READS):
-                self.output = (self.output + os.read(pipe, READ_BYTES))[-NOTE_CHARACTERS * 4 :]
+                self.output = (self.output + os.read(output, READ_BYTES))[-NOTE_CHARACTERS * 4 :]
 
-    def kill(self, process: subprocess.Popen) -> bool:
-        """Kill what is left of a command's group, and its descendants in others; return whether there was anything."""
-        if not group_lives(process):
-            return False
-        outside = descendants(psutil.Process(process.pid))  # W&B's library starts one
-        os.killpg(process.pid, signal.SIGKILL)
-        for each in outside:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        until = time.monotonic() + DIE_SECONDS
-        while group_lives(process) and time.monotonic() < until:
-            time.sleep(LOOK_SECONDS)
-        psutil.wait_procs(outside, timeout=DIE_SECONDS)  # reaps them
-        return True
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill the group that a process leads, and descendants that left it, as that of W&B's library does."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(child.pid) == process.pid:
+                found |= descendants(child)
+    os.killpg(process.pid, signal.SIGKILL)
+    for descendant in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
+    until = time.monotonic() + DIE_SECONDS
+    while group_lives(process) and time.monotonic() < until:
+        time.sleep(LOOK_SECONDS)
+    psutil.wait_procs(found, timeout=DIE_SECONDS)  # reaps them
 
 
 def group_lives(process: subprocess.Popen) -> bool:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,7 +116,7 @@ def test_a_relative_folder_is_sent_as_an_absolute_one(folder, log, monkeypatch):
         ("echo one; echo two >&2; exit 3", "failed: exit status 3: two"),
         ("exec 0<&- 1>&- 2>&-; exit 4", "failed: exit status 4"),
         ("printf 'ValueError: \\033[31mred\\033[0m\\007\\n'; false", "failed: exit status 1: ValueError: red"),
-        ("kill -9 $$", "failed: exit status 137"),
+        ("kill -9 $$", "failed: exit status -9"),
         ("if", "failed: exit status 2: "),
         ("a\0b", "failed: embedded null byte"),
     ],
@@ -149,12 +151,15 @@ def test_a_command_that_waits_does_not_hold_the_run_up(folder, log):
 
 
 HUNG = "trap '' TERM INT HUP; echo started; (trap '' TERM; sleep 9871) & sleep 9872"
+HUNG_BEHIND = "(trap '' TERM; setsid sleep 9873 & sleep 9874 & echo started; wait) &"
 
 
-def test_a_hung_command_is_killed_with_its_group(folder, log, monkeypatch):
-    monkeypatch.setattr(alert, "LIMIT_SECONDS", 0.5)
-    alerts = make_alerts(HUNG, folder, log)
+@pytest.mark.parametrize("command", [HUNG, HUNG_BEHIND])
+def test_a_hung_command_is_killed_with_all_its_processes(command, folder, log):
+    alerts = make_alerts(command, folder, log)
     alerts.send("x")
+    wait_until(lambda: alerts.outstanding[0].output == b"started\n")
+    alerts.outstanding[0].deadline = 0.0
     settle(alerts)
     assert notes(log) == ["failed: took too long and was killed: started"]
 
@@ -315,51 +320,94 @@ def test_the_script_passes_any_command_on(command):
     assert done.stdout == f"demo|a=b|{command}\n"
 
 
-class Wandb:
-    """A server that stands for W&B's GraphQL endpoint; `answer` is what it says to an alert."""
+class Server:
+    """Answers each POST with what `reply` makes of its body."""
 
-    def __init__(self):
-        self.alerts, self.requests = [], 0
-        self.answer = {"data": {"notifyScriptableRunAlert": {"success": True}}}
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def reply(self, body: bytes) -> dict:
-        self.requests += 1
-        if b"notifyScriptableRunAlert" in body:
-            self.alerts.append(json.loads(body)["variables"])
-            return self.answer
-        teams = {"edges": []}
-        return {"data": {"viewer": {"id": "1", "entity": "somebody", "username": "u", "flags": "{}", "teams": teams}}}
-
-    def handler(server):
+    def __init__(self, reply):
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *arguments):
                 pass
 
             def do_POST(self):
-                body = json.dumps(server.reply(self.rfile.read(int(self.headers["Content-Length"])))).encode()
+                body = reply(self.rfile.read(int(self.headers["Content-Length"])))
                 self.send_response(200)
-                self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
 
-        return Handler
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def templates() -> dict[str, str]:
+    """Read the commands of docs/monitoring.md, by their program or service."""
+    ntfy, slack, mail = re.findall(r"--alert '([^']*)'", (ROOT / "docs" / "monitoring.md").read_text())
+    return {"ntfy": ntfy, "slack": slack, "mail": mail}
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_templates_for_curl_post_any_text(text, templates, folder, log, monkeypatch, tmp_path):
+    bodies = []
+    with Server(lambda body: bodies.append(body) or b"ok") as server:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / ".slack-webhook").write_text(f'url = "{server.url}"\n')
+        for command in (templates["ntfy"].replace("https://ntfy.sh", server.url), templates["slack"]):
+            alerts = make_alerts(command, folder, log)
+            alerts.send(text)
+            settle(alerts)
+    assert bodies[0].decode() == f"run: {text}\n"
+    assert json.loads(bodies[1]) == {"text": f"run: {text}"}
+    assert notes(log) == []
+
+
+def test_the_template_for_mail_passes_subject_receiver_and_body(templates, folder, log, monkeypatch, tmp_path):
+    (tmp_path / "mail").write_text(f'#!/bin/sh\nprintf "%s|" "$@" >{folder}/arguments\ncat >{folder}/body\n')
+    (tmp_path / "mail").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    alerts = make_alerts(templates["mail"], folder, log)
+    alerts.send(TEXTS[2])
+    settle(alerts)
+    assert (folder / "arguments").read_text() == "-s|JustRL: run|me@example.org|"
+    assert (folder / "body").read_text() == f"run: {TEXTS[2]}\n"
+
+
+class Wandb:
+    """Stands for W&B's GraphQL endpoint; `answer` is what it says to an alert."""
+
+    def __init__(self):
+        self.alerts: list[dict] = []
+        self.requests = 0
+        self.answer = {"data": {"notifyScriptableRunAlert": {"success": True}}}
+
+    def reply(self, body: bytes) -> bytes:
+        self.requests += 1
+        if b"notifyScriptableRunAlert" in body:
+            self.alerts.append(json.loads(body)["variables"])
+            return json.dumps(self.answer).encode()
+        viewer = {"id": "1", "entity": "somebody", "username": "u", "flags": "{}", "teams": {"edges": []}}
+        return json.dumps({"data": {"viewer": viewer}}).encode()
 
 
 @pytest.fixture
 def wandb(monkeypatch):
-    server = Wandb()
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    wandb = Wandb()
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.delenv("JUSTRL_WANDB", raising=False)
     monkeypatch.delenv("WANDB_ENTITY", raising=False)
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
+    with Server(lambda body: wandb.reply(body)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        yield wandb
 
 
 def test_wandb_gets_the_alert_for_the_runs_id_beside_the_command(folder, log, wandb, monkeypatch):
@@ -426,11 +474,12 @@ def test_without_an_account_or_with_a_damaged_id_it_is_one_note(folder, log, wan
 
 
 def test_a_wandb_server_that_hangs_is_given_up_and_its_service_ends(folder, log, wandb, monkeypatch):
-    asked = threading.Event()
+    asked, released = threading.Event(), threading.Event()
 
     def hang(body):
         asked.set()
-        threading.Event().wait(ENDING_SECONDS)
+        released.wait(ENDING_SECONDS)
+        return b""
 
     wandb.reply = hang
     alerts = make_alerts(None, folder, log, ["wandb"])
@@ -438,4 +487,5 @@ def test_a_wandb_server_that_hangs_is_given_up_and_its_service_ends(folder, log,
     assert asked.wait(ENDING_SECONDS)
     alerts.outstanding[0].deadline = 0.0
     settle(alerts)
+    released.set()
     assert notes(log)[0].startswith("failed: took too long and was killed")

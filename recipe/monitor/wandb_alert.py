@@ -10,7 +10,6 @@ import argparse
 import os
 
 import wandb
-from wandb.errors import Error
 
 from common.command import Failure, first_line, run
 
@@ -40,10 +39,12 @@ def alert(project: str, run_id: str, text: str) -> None:
             "text": text,
             "waitDuration": 0,
         }
-        answer = api._service_api.execute_graphql(MUTATION, variables)  # the library has no public call for it
-    except (Error, ValueError, OSError) as error:
+        answer: dict | None = api._service_api.execute_graphql(
+            MUTATION, variables
+        )  # the library has no public call for it
+    except Exception as error:  # wandb's have no common class
         raise Failure(first_line(error)) from error
-    if not (answer.get("notifyScriptableRunAlert") or {}).get("success"):
+    if not ((answer or {}).get("notifyScriptableRunAlert") or {}).get("success"):
         raise Failure("W&B did not take the alert")
 
 
