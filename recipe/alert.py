@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -104,14 +105,13 @@ class Alerts:
         made = []
         # Unresolved: an interpolation that fails must not stop the run.
         if shell := os.environ.get(VARIABLE) or OmegaConf.to_container(self.config.justrl, resolve=False)["alert"]:
-            made.append(Command(["/bin/sh", "-c", shell], variables, text, self.note))
+            made.append(Command(["/bin/sh", "-c", shell], variables, self.note))
         try:
-            wandb = wandb_environment(self.config, self.folder)
+            if wandb := wandb_environment(self.config, self.folder):
+                wandb |= {"WANDB_PROJECT": self.config.trainer.project_name}
+                made.append(Command([sys.executable, "-m", "recipe.monitor.wandb_alert"], variables | wandb, self.note))
         except (ValueError, OSError) as error:
             self.note(first_line(error))
-        else:
-            module = [sys.executable, "-m", "recipe.monitor.wandb_alert", self.config.trainer.project_name]
-            made += [Command(module, variables | wandb, text, self.note)] if wandb else []
         return made
 
     def note(self, problem: str) -> None:
@@ -131,17 +131,16 @@ class Command(threading.Thread):
     """Runs a command until each process of its group has ended, also those it left in the background: mail(1) does.
 
     Args:
-        arguments: of the command.
+        arguments: of the command, which gets the text of `variables` on its standard input as well.
         variables: its environment.
-        text: its standard input.
         note: called with a line if it fails.
     """
 
-    def __init__(self, arguments: list[str], variables: dict[str, str], text: str, note):
+    def __init__(self, arguments: list[str], variables: dict[str, str], note: Callable[[str], None]):
         super().__init__(daemon=True)
         # timeout(1) ends what hangs if this process is killed.
-        self.arguments = ["timeout", "--signal=KILL", str(LIMIT_SECONDS + 2 * DIE_SECONDS), *arguments]
-        self.variables, self.text, self.note = variables, text, note
+        self.arguments = ["timeout", "-s", "KILL", f"{LIMIT_SECONDS + 2 * DIE_SECONDS:g}", *arguments]
+        self.variables, self.note = variables, note
         self.deadline = time.monotonic() + LIMIT_SECONDS
         self.output = b""  # the last of it
 
@@ -178,7 +177,7 @@ class Command(threading.Thread):
         """Start the command with the text as its input; closes the descriptor of its output here."""
         text, text_end = os.pipe()
         try:
-            os.write(text_end, self.text.encode(errors="replace") + b"\n")
+            os.write(text_end, f"{self.variables['JUSTRL_ALERT_TEXT']}\n".encode())
             os.close(text_end)
             return subprocess.Popen(
                 self.arguments,
@@ -204,7 +203,7 @@ def kill(process: subprocess.Popen) -> None:
     """Kill the group that a process leads, and descendants that left it, as that of W&B's library does."""
     found = set()
     for child in psutil.Process().children():
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
             if os.getpgid(child.pid) == process.pid:
                 found |= descendants(child)
     os.killpg(process.pid, signal.SIGKILL)

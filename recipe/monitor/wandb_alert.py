@@ -1,12 +1,9 @@
-"""Send W&B's own alert for a run: python -m recipe.monitor.wandb_alert PROJECT, with the text in JUSTRL_ALERT_TEXT.
+"""Sends W&B's own alert for a run: what recipe.alert starts, with WANDB_PROJECT, WANDB_RUN_ID and JUSTRL_ALERT_TEXT.
 
-It needs no run object, of which verl's trainer has the one: two writers of a run would disturb each other. recipe.alert
-starts it with the run's WANDB_RUN_ID. Offline it sends nothing.
-
-example: WANDB_RUN_ID=1a2b3c4d JUSTRL_ALERT_TEXT="step 12: entropy 0.5" python -m recipe.monitor.wandb_alert justrl
+It needs no run object, of which verl's trainer has the one: two writers of a run would disturb each other. Offline it
+sends nothing.
 """
 
-import argparse
 import os
 
 import wandb
@@ -27,33 +24,25 @@ mutation NotifyScriptableRunAlert($entityName: String!, $projectName: String!, $
 TITLE_CHARACTERS = 63
 
 
-def alert(project: str, run_id: str, text: str) -> None:
-    """Send an alert about a run of a project; raises Failure if W&B does not take it."""
+def main() -> None:
+    if wandb.setup().settings.mode not in ("online", "shared", "run"):
+        return
+    text = os.environ["JUSTRL_ALERT_TEXT"]
     try:
         api = wandb.Api()
         variables = {
             "entityName": api.settings["entity"] or api.default_entity,
-            "projectName": project,
-            "runName": run_id,
+            "projectName": api.settings["project"],
+            "runName": os.environ["WANDB_RUN_ID"],
             "title": text[:TITLE_CHARACTERS],
             "text": text,
             "waitDuration": 0,
         }
-        answer: dict | None = api._service_api.execute_graphql(
-            MUTATION, variables
-        )  # the library has no public call for it
+        answer: dict | None = api._service_api.execute_graphql(MUTATION, variables)  # wandb has no public call for it
     except Exception as error:  # wandb's have no common class
         raise Failure(first_line(error)) from error
     if not ((answer or {}).get("notifyScriptableRunAlert") or {}).get("success"):
         raise Failure("W&B did not take the alert")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("project", help="W&B's name of the project")
-    args = parser.parse_args()
-    if wandb.setup().settings.mode in ("online", "shared", "run"):
-        alert(args.project, os.environ["WANDB_RUN_ID"], os.environ["JUSTRL_ALERT_TEXT"])
 
 
 if __name__ == "__main__":
