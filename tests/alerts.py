@@ -8,8 +8,9 @@ import psutil
 from omegaconf import OmegaConf
 
 from common.progress import WARNING
+from recipe import alert
 from recipe.alert import Alerts
-from tests.conftest import ENDING_SECONDS
+from tests.conftest import ENDING_SECONDS, HANGING_SECONDS
 
 TEXTS = [
     "entropy 0.5 is below 0.6",
@@ -28,6 +29,7 @@ def folder_for_alerts(tmp_path: Path, monkeypatch) -> Iterator[Path]:
     """Make a run's folder; at the end no process and no zombie of an alert may be left."""
     for variable in ("JUSTRL_ALERT", "JUSTRL_WANDB", "WANDB_MODE", "WANDB_ENTITY"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(alert, "LIMIT_SECONDS", float(HANGING_SECONDS))  # a test sets its own
     before = set(psutil.Process().children(recursive=True))
     (tmp_path / "run").mkdir()
     yield tmp_path / "run"

@@ -147,9 +147,8 @@ def test_megabytes_of_output_do_not_stop_a_command(folder, log):
 
 
 def test_what_a_command_leaves_in_the_background_may_end_as_the_transport_of_mail_does(folder, log):
-    alerts = make_alerts(f"(while [ ! -e {folder}/go ]; do sleep 0.05; done; touch {folder}/done) &", folder, log)
+    alerts = make_alerts(f"(sleep 1; touch {folder}/done) &", folder, log)
     alerts.send("x")
-    (folder / "go").touch()
     settle(alerts)
     assert (folder / "done").exists()
     assert notes(log) == []
@@ -191,7 +190,7 @@ def test_close_waits_then_kills_and_sending_goes_on(folder, log, monkeypatch):
     assert not (folder / "done").exists()
     assert notes(log) == ["failed: took too long and was killed: started"]
     (folder / "hang").unlink()
-    monkeypatch.undo()
+    monkeypatch.setattr(alert, "CLOSE_SECONDS", ENDING_SECONDS)
     alerts.send("y")
     alerts.close()
     assert (folder / "done").exists()
@@ -214,6 +213,7 @@ def test_no_log_and_no_process_can_be_had_and_the_run_goes_on(folder, log, monke
         alerts = make_alerts("exit 1", folder, full)
         alerts.send("x")
         settle(alerts)
+        alerts.note("x")
     alerts.send("x")  # into a closed log
     settle(alerts)
     alerts = make_alerts("true", folder, log)
