@@ -18,6 +18,7 @@ from common.forked_python import FORK, py_executable
 from common.processes import REPOSITORY, ProcessRecord, become_subreaper, end_with_parent, scratch
 from common.progress import WARNING, WaitingLine
 from recipe import heartbeat, stacks
+from recipe.alert import Alerts
 from recipe.checkpoints import best_checkpoint, complete_checkpoints, prune
 from recipe.cpu.environment import fork_server
 from recipe.environment import attempt_path, environment, prepare_config
@@ -39,11 +40,19 @@ class Result(NamedTuple):
     report: Path | None = None
 
 
+class Journal(NamedTuple):
+    """Where a run's events go: its record, and whoever is told."""
+
+    events: Events
+    alerts: Alerts
+
+
 class Progress:
     """Moves finished steps from verl's file to `metrics.jsonl`: prints them, warns, and prunes checkpoints."""
 
-    def __init__(self, config: DictConfig, keep: int | None, log):
+    def __init__(self, config: DictConfig, keep: int | None, log, alerts: Alerts):
         self.checkpoints, self.keep, self.log = Path(config.trainer.default_local_dir), keep, log
+        self.alerts = alerts
         self.attempt, self.metrics_path = attempt_path(config), run_folder(config) / "metrics.jsonl"
         self.lines, self.warnings = StepLines(config.trainer.total_training_steps or 0), Warnings(config)
         self.watchdog = Watchdog(run_folder(config), self.checkpoints, config.justrl.stall_seconds)
@@ -105,7 +114,7 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, 
     return stall
 
 
-def supervise(config: DictConfig, step: int, record: ProcessRecord, log, events: Events) -> Result:
+def supervise(config: DictConfig, step: int, record: ProcessRecord, log, journal: Journal) -> Result:
     """Start verl in its own processes, follow it, and end all of them."""
     folder, keep = run_folder(config), config.trainer.max_actor_ckpt_to_keep
     on_cpu = config.trainer.device == "cpu" and not os.environ.get("RAY_ADDRESS")
@@ -131,10 +140,11 @@ def supervise(config: DictConfig, step: int, record: ProcessRecord, log, events:
                 # Once the supervisor is killed the run holds no lock, so its driver must not go on.
                 preexec_fn=end_with_parent,
             )
-            stall = follow(driver, record, Progress(config, keep, log), events)
+            stall = follow(driver, record, Progress(config, keep, log, journal.alerts), journal.events)
             return report_stall(config, str(stall)) if stall else Result(driver.returncode)
         finally:
             with signals_held():
+                journal.alerts.close()  # it would be ended with the rest
                 record.end_descendants()
 
 

@@ -9,23 +9,27 @@ example: python -m recipe.train justrl_deepseek trainer.nnodes=1 trainer.n_gpus_
 """
 
 import argparse
+import contextlib
 import copy
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from omegaconf import DictConfig
 
-from common.command import Failure, size
+from common.command import Failure, first_line, size
 from common.command import run as run_command
 from common.locks import run_lock
 from common.machine import device
 from common.processes import REPOSITORY, ProcessRecord
 from common.progress import cause
-from recipe import attention, preflight
+from recipe import alert, attention, preflight
+from recipe.alert import Alerts
 from recipe.check import add_arguments, compare, flat, require_paper
 from recipe.checkpoints import DISCARDED, STOP, TRACKER, check_ranks, complete_checkpoints, reconcile
 from recipe.environment import attempt_path
@@ -35,7 +39,7 @@ from recipe.monitor.loggers import purge_tensorboard, use_file, use_wandb
 from recipe.monitor.metrics import read_metrics
 from recipe.preflight import run_folder
 from recipe.restarts import DONE, FAILED, STALLED, STOPPED, Ended, Restarts, default_restarts
-from recipe.supervise import STOPPING_SIGNALS, Result, supervise
+from recipe.supervise import STOPPING_SIGNALS, Journal, Result, supervise
 
 FILES = ("metrics.jsonl", DISCARDED, EVENTS, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP)
 FULL_BYTES = 1 << 20  # less free space than this after a failure means that it was the disk
@@ -88,30 +92,47 @@ def train(config: DictConfig, restarts: int = 0) -> int:
     """Run a composed config to its end, with so many restarts at most, and return the exit status."""
     folder = run_folder(config)
     check_paths(config)
-    with run_lock(folder):
-        counted, events = Restarts(restarts), Events(folder)
+    with run_lock(folder), open(folder / "train.log", "a") as log, alerts_of(config, folder, log) as alerts:
+        counted, journal = Restarts(restarts), Journal(Events(folder), alerts)
         while True:
             began = time.time()
-            ended = attempt(copy.deepcopy(config), events, again=counted.used > 0)
-            if ended.kind in (DONE, STOPPED) or not start_again(ended, config, counted, events, began):
+            ended = attempt(copy.deepcopy(config), log, journal, again=counted.used > 0)
+            if ended.kind in (DONE, STOPPED) or not start_again(ended, config, counted, journal, began):
                 break
         if ended.kind == DONE:
-            events.record(END, step=ended.step)
+            journal.events.record(END, step=ended.step)
+            alerts.send(f"finished after step {ended.step}")
         return int(ended.kind != DONE)
 
 
-def start_again(ended: Ended, config: DictConfig, counted: Restarts, events: Events, began: float) -> bool:
-    """Print how a start that began at a time (seconds since 1970) ended; return whether to start again."""
+@contextlib.contextmanager
+def alerts_of(config: DictConfig, folder: Path, log: TextIO) -> Iterator[Alerts]:
+    """Give a run its alerts; an error of the supervisor itself, such as a full disk, is the last of them."""
+    alerts = Alerts(config, folder, log)
+    try:
+        yield alerts
+    except Exception as error:
+        alerts.send(f"failed: {first_line(error)}")
+        raise
+    finally:
+        alerts.close()
+
+
+def start_again(ended: Ended, config: DictConfig, counted: Restarts, journal: Journal, began: float) -> bool:
+    """Tell how a start that began at a time (seconds since 1970) ended; return whether to start again."""
     print(f"training {ended.kind}: {ended.cause}\n  see {ended.see}", file=sys.stderr, flush=True)
     details = {"kind": ended.kind, "step": ended.step, "cause": ended.cause}
     if refusal := counted.refusal(ended):
-        events.record(FAILURE, **details)
+        journal.events.record(FAILURE, **details)
+        journal.alerts.send(f"{ended.kind} after step {ended.step}, not started again: {ended.cause}")
         if counted.allowed:
             print(f"  not started again: {refusal}", file=sys.stderr)
         return False
     lost = time.time() - max(began, saved_at(Path(config.trainer.default_local_dir)))
-    events.record(RESTART, **details, seconds_lost=round(max(0.0, lost), 1))
-    print(f"restart {counted.used} of {counted.allowed}", flush=True)
+    journal.events.record(RESTART, **details, seconds_lost=round(max(0.0, lost), 1))
+    restart = f"restart {counted.used} of {counted.allowed}"
+    journal.alerts.send(f"{ended.kind} after step {ended.step}, {restart}: {ended.cause}")
+    print(restart, flush=True)
     return True
 
 
@@ -121,7 +142,7 @@ def saved_at(checkpoints: Path) -> float:
     return (checkpoints / f"global_step_{newest}" / "data.pt").stat().st_mtime if newest else 0.0
 
 
-def attempt(config: DictConfig, events: Events, again: bool) -> Ended:
+def attempt(config: DictConfig, log: TextIO, journal: Journal, again: bool) -> Ended:
     """Start a run once, from its newest checkpoint, and print how it ended unless it failed.
 
     Args:
@@ -143,10 +164,9 @@ def attempt(config: DictConfig, events: Events, again: bool) -> Ended:
     if step:
         check_ranks(checkpoints / f"global_step_{step}", config)
     purge_tensorboard(folder / "tensorboard", step)
-    with open(folder / "train.log", "a") as log:
-        announce(config, step, log)
-        log_start = log.tell()
-        result = supervise(config, step, record, log, events)
+    announce(config, step, log)
+    log_start = os.fstat(log.fileno()).st_size
+    result = supervise(config, step, record, log, journal)
     return finish(config, result, log_start)
 
 
@@ -185,6 +205,7 @@ def interrupt(number: int, frame) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
+    alert.add_argument(parser)
     restarts = "starts again so many times after a failure or a hang (default 3, at a terminal 0; JUSTRL_RESTARTS)"
     parser.add_argument("--restarts", type=size, metavar="N", help=restarts)
     args = parser.parse_intermixed_args()
@@ -195,6 +216,7 @@ def main() -> int:
         config, comparisons = compare(args.config, args.overrides, device(), args.allow)
         require_paper(comparisons)
         use_wandb(config)
+        alert.use_alert(args.alert)
         use_file(config)
         preflight.check(config)
         return train(config, default_restarts() if args.restarts is None else args.restarts)

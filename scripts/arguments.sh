@@ -15,6 +15,7 @@ was interrupted continues from its last checkpoint.
   --setup-only      make the environment and stop
   --restarts N      starts a training that fails or hangs again, N times at most (default 3, at a terminal 0)
   --allow KEY       acknowledge a difference from the paper, as recipe.check lists them; may be repeated
+  --alert COMMAND   shell command that is told of warnings, restarts, stalls, failure and the end
   key=value         Hydra overrides for the training; they win over the config
 
 environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
@@ -23,6 +24,7 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_EVAL               extra arguments for eval.generate
              JUSTRL_JUDGE              model that judges what the rule of eval.grade rejects
              JUSTRL_WANDB=online|offline  logs to Weights & Biases as well
+             JUSTRL_ALERT              the command of --alert
              JUSTRL_RESTARTS           the same as --restarts
              JUSTRL_PYTHON_BIN         the Python to make the environment with
              JUSTRL_FLASH_ATTN=1|WHEEL builds flash-attn with the machine's CUDA toolkit, or installs a wheel of it
@@ -60,6 +62,11 @@ while [ $# -gt 0 ]; do
     --allow)
       [ $# -gt 1 ] || die "--allow takes a key"
       allowed+=(--allow "$2")
+      shift
+      ;;
+    --alert)
+      [ $# -gt 1 ] || die "--alert takes a command"
+      export JUSTRL_ALERT="$2" # no override: Hydra and OmegaConf would read it
       shift
       ;;
     -*) die "unknown option $1; see --help" ;;

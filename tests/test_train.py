@@ -154,7 +154,7 @@ def test_changed_keys_are_listed_up_to_a_number(run, tmp_path):
 
 def test_progress_waits_for_the_rest_of_a_line_that_verl_is_writing(run, tmp_path, capsys):
     checkpoint(tmp_path / "run" / "checkpoints", 1)
-    progress = Progress(run, None, io.StringIO())
+    progress = Progress(run, None, io.StringIO(), None)
     line = format_metrics({1: {"critic/score/mean": 0.5, "timing_s/step": 2.0}})
     progress.attempt.write_text(line[:-20])
     progress.collect()
@@ -170,13 +170,13 @@ def test_a_start_removes_no_checkpoint_whose_line_is_damaged(run, tmp_path):
     for step in (5, 10, 15, 20):
         checkpoint(saved, step)
     log(metrics, [*range(10), *range(11, 21)])
-    Progress(run, 1, io.StringIO())
+    Progress(run, 1, io.StringIO(), None)
     assert folders(saved) == ["global_step_10", "global_step_20"]
 
 
 def test_a_damaged_step_in_verls_file_is_left_for_the_next_start(run, tmp_path, monkeypatch, capsys):
     """The run ends, its damaged line stays in verl's file, and the next start keeps it aside."""
-    progress = Progress(run, None, io.StringIO())
+    progress = Progress(run, None, io.StringIO(), None)
     driver = type("Driver", (), {"poll": lambda self: 0, "returncode": 0})()
     for content, left in (('{"step": 1, "data": {}}\n', False), ('{"step": 2, "data": {}}\nnull\n', True)):
         progress.attempt.parent.mkdir(exist_ok=True)
