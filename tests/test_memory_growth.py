@@ -34,7 +34,8 @@ def watched(by_step):
     """Return the steps that warn with their message, and those at which the watch says that memory is full."""
     watch, said, full = MemoryWatch(OmegaConf.create(RUN)), {}, []
     for step, metrics in by_step.items():
-        said |= {step: message for message in watch.add(step, metrics)}
+        for message in watch.add(step, metrics):
+            said[step] = message
         full += [step] if watch.full else []
     return said, full
 

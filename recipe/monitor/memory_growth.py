@@ -20,7 +20,7 @@ USED, TOTAL, SHARED, ROLE = "memory/node_used_gb", "memory/node_total_gb", "memo
 ROLE_SECONDS = 30  # between looks at every process, which take up to a second on two loaded cores
 # Above this fraction of a node's memory Ray ends workers:
 # https://docs.ray.io/en/latest/ray-core/scheduling/ray-oom-prevention.html
-RAY_THRESHOLD = 0.95
+RAY_THRESHOLD, RAY_VARIABLE = 0.95, "RAY_memory_usage_threshold"
 WARM_UP = 5  # first steps of an attempt, in which memory grows to its working level
 FEWEST, MOST = 24, 200  # steps that are fitted; checkpoints and validations are 50 steps apart
 SIGNIFICANT = 8  # standard errors of the slope; the noise of a flat use does not reach them
@@ -42,7 +42,7 @@ class Forecast(NamedTuple):
 
 def limit_gb(metrics: dict) -> float:
     """Return the GiB in use at which Ray ends workers of this node."""
-    return float(os.environ.get("RAY_memory_usage_threshold") or RAY_THRESHOLD) * metrics[TOTAL]
+    return float(os.environ.get(RAY_VARIABLE) or RAY_THRESHOLD) * metrics[TOTAL]
 
 
 def forecast(by_step: dict[int, dict]) -> Forecast | None:
@@ -162,6 +162,6 @@ class MemoryWatch:
         self.warned_left = left
         total = "" if self.total_steps == math.inf else f" of {self.total_steps:,}"
         return [
-            f"step {step}: memory of this node grows by {expected.slope:.2g} GiB per step, mostly {expected.grows}, and "
-            f"ends near step {expected.step:,}{total}; touch {self.folder / STOP} and the same command free it"
+            f"step {step}: memory of this node grows by {expected.slope:.2g} GiB per step, mostly {expected.grows}, "
+            f"and ends near step {expected.step:,}{total}; touch {self.folder / STOP} and the same command free it"
         ]
