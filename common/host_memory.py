@@ -71,6 +71,7 @@ def by_role(processes: Iterable[psutil.Process]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            name = role(process)
-            sizes[name] = sizes.get(name, 0) + process.memory_full_info().pss
+            if size := process.memory_full_info().pss:  # else it is ending
+                name = role(process)
+                sizes[name] = sizes.get(name, 0) + size
     return sizes
