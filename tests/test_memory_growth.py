@@ -126,7 +126,9 @@ def test_the_warning_names_the_role_that_grows(monkeypatch):
     said, _ = watched(by_step)
     expected = "memory of this node grows by 2 GiB per step, mostly AgentLoopWorker, and ends near step 225 of 4,380"
     assert said[WARM_UP + FEWEST].startswith(f"step {WARM_UP + FEWEST}: {expected}; touch outputs/r/stop")
-    assert "mostly outside this run's processes" in watched(run(500 + 2.0 * np.arange(1, 101)))[0][WARM_UP + FEWEST]
+    assert "mostly unknown processes" in watched(run(500 + 2.0 * np.arange(1, 101)))[0][WARM_UP + FEWEST]
+    elsewhere = run(500 + 2.0 * np.arange(1, 101), **{f"{ROLE}recipe.train": 0.1})
+    assert "mostly outside this run's processes" in watched(elsewhere)[0][WARM_UP + FEWEST]
     for step, metrics in by_step.items():
         metrics[SHARED] = 2.0 * step
     assert "mostly /dev/shm" in watched(by_step)[0][WARM_UP + FEWEST]

@@ -85,8 +85,8 @@ def steps_until(needed: float, pace: float, slowing: float, half: int) -> float:
 def grows_most(by_step: dict[int, dict], start: int) -> str:
     """Name the role, or /dev/shm, that has grown most since a step, if it explains a third of the growth."""
     known = [metrics for step, metrics in by_step.items() if step >= start and any(ROLE in key for key in metrics)]
-    if not known:
-        return "outside this run's processes"
+    if len(known) < 2:
+        return "unknown processes"
     first, last = known[0], known[-1]
     grown = {key: last[key] - first.get(key, 0.0) for key in last if key.startswith(ROLE) or key == SHARED}
     most = max(grown, key=lambda key: grown[key])
