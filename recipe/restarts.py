@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-DONE, STOPPED, FAILED, STALLED = "done", "stopped", "failed", "stalled"
+DONE, STOPPED, FAILED, STALLED, FULL = "done", "stopped", "failed", "stalled", "ended early"
 UNATTENDED = 3  # restarts where nobody sits at a terminal
 NUMBER = re.compile(r"0x[0-9a-f]+|\d+")  # process ids and addresses differ between equal failures
 

@@ -19,11 +19,12 @@ from common.processes import REPOSITORY, ProcessRecord, become_subreaper, end_wi
 from common.progress import WARNING, WaitingLine
 from recipe import heartbeat, stacks
 from recipe.alert import Alerts
-from recipe.checkpoints import best_checkpoint, complete_checkpoints, prune
+from recipe.checkpoints import STOP, best_checkpoint, complete_checkpoints, prune
 from recipe.cpu.environment import fork_server
 from recipe.environment import attempt_path, environment, prepare_config
 from recipe.monitor.events import STARTED, Events
 from recipe.monitor.health import Warnings
+from recipe.monitor.memory_growth import MemoryWatch
 from recipe.monitor.metrics import StepLines, format_metrics, read_log, read_metrics, step_seconds, validation_accuracy
 from recipe.preflight import run_folder
 from recipe.watchdog import Stall, Watchdog
@@ -33,11 +34,15 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Result(NamedTuple):
-    """How a start ended: verl's exit status, and for a hang what hung, in a line, and the report's path."""
+    """How a start ended: verl's exit status; for a hang what hung, in a line, and the report's path.
+
+    With `memory_full` it was asked to save and end, as its node's memory was nearly full.
+    """
 
     status: int
     stall: str = ""
     report: Path | None = None
+    memory_full: bool = False
 
 
 class Journal(NamedTuple):
@@ -50,11 +55,12 @@ class Journal(NamedTuple):
 class Progress:
     """Moves finished steps from verl's file to `metrics.jsonl`: prints them, warns, and prunes checkpoints."""
 
-    def __init__(self, config: DictConfig, keep: int | None, log, alerts: Alerts):
+    def __init__(self, config: DictConfig, keep: int | None, log, alerts: Alerts, may_restart: bool = False):
         self.checkpoints, self.keep, self.log = Path(config.trainer.default_local_dir), keep, log
-        self.alerts = alerts
+        self.alerts, self.may_restart, self.ends_for_memory = alerts, may_restart, False
         self.attempt, self.metrics_path = attempt_path(config), run_folder(config) / "metrics.jsonl"
         self.lines, self.warnings = StepLines(config.trainer.total_training_steps or 0), Warnings(config)
+        self.memory = MemoryWatch(config)
         self.watchdog = Watchdog(run_folder(config), self.checkpoints, config.justrl.stall_seconds)
         self.accuracy: dict[int, float | None] = {}
         self.seen: set[int] = set()
@@ -82,16 +88,20 @@ class Progress:
                 self.add(step, metrics)
 
     def add(self, step: int, metrics: dict) -> None:
+        metrics = metrics | self.memory.measure()
         with open(self.metrics_path, "a") as file:
             file.write(format_metrics({step: metrics}))
         print(self.lines.line(step, metrics), flush=True)
-        for warning in self.warnings.add(step, metrics):
+        for warning in [*self.warnings.add(step, metrics), *self.memory.add(step, metrics)]:
             print(f"  {WARNING}{warning}", flush=True)
             self.log.write(f"\n{WARNING}{warning}\n")  # verl's progress bar ends without a line break
             self.log.flush()
         self.accuracy[step] = validation_accuracy(metrics)
         self.watchdog.add_step(step_seconds(metrics))
         self.prune(step)
+        if self.memory.full and self.may_restart and not self.ends_for_memory:
+            self.ends_for_memory = True
+            (self.metrics_path.parent / STOP).touch()
 
 
 def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, events: Events) -> Stall | None:
@@ -100,6 +110,7 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, 
     started, stall = time.monotonic(), None
     while driver.poll() is None and not stall:
         record.update()
+        progress.memory.sample()
         progress.collect()
         if not progress.seen:
             waiting.tick()
@@ -114,8 +125,13 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, 
     return stall
 
 
-def supervise(config: DictConfig, step: int, record: ProcessRecord, log, journal: Journal) -> Result:
-    """Start verl in its own processes, follow it, and end all of them."""
+def supervise(config: DictConfig, step: int, record: ProcessRecord, log, journal: Journal, restarts: int) -> Result:
+    """Start verl in its own processes, follow it, and end all of them.
+
+    Args:
+        step: from which it continues.
+        restarts: that are left; with any, a run whose node's memory is nearly full is asked to save and end.
+    """
     folder, keep = run_folder(config), config.trainer.max_actor_ckpt_to_keep
     on_cpu = config.trainer.device == "cpu" and not os.environ.get("RAY_ADDRESS")
     shutil.rmtree(folder / heartbeat.FOLDER, ignore_errors=True)
@@ -140,8 +156,11 @@ def supervise(config: DictConfig, step: int, record: ProcessRecord, log, journal
                 # Once the supervisor is killed the run holds no lock, so its driver must not go on.
                 preexec_fn=end_with_parent,
             )
-            stall = follow(driver, record, Progress(config, keep, log, journal.alerts), journal.events)
-            return report_stall(config, str(stall)) if stall else Result(driver.returncode)
+            progress = Progress(config, keep, log, journal.alerts, restarts > 0)
+            stall = follow(driver, record, progress, journal.events)
+            if stall:
+                return report_stall(config, str(stall))
+            return Result(driver.returncode, memory_full=progress.ends_for_memory)
         finally:
             with signals_held():
                 journal.alerts.close()  # it would be ended with the rest

@@ -38,7 +38,7 @@ from recipe.monitor.events import END, EVENTS, FAILURE, RESTART, Events
 from recipe.monitor.loggers import purge_tensorboard, use_file, use_wandb
 from recipe.monitor.metrics import read_metrics
 from recipe.preflight import run_folder
-from recipe.restarts import DONE, FAILED, STALLED, STOPPED, Ended, Restarts, default_restarts
+from recipe.restarts import DONE, FAILED, FULL, STALLED, STOPPED, Ended, Restarts, default_restarts
 from recipe.supervise import STOPPING_SIGNALS, Journal, Result, supervise
 
 FILES = ("metrics.jsonl", DISCARDED, EVENTS, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP)
@@ -96,7 +96,7 @@ def train(config: DictConfig, restarts: int = 0) -> int:
         counted, journal = Restarts(restarts), Journal(Events(folder), alerts)
         while True:
             began = time.time()
-            ended = attempt(copy.deepcopy(config), log, journal, again=counted.used > 0)
+            ended = attempt(copy.deepcopy(config), log, journal, counted)
             if ended.kind in (DONE, STOPPED) or not start_again(ended, config, counted, journal, began):
                 break
         if ended.kind == DONE:
@@ -142,12 +142,11 @@ def saved_at(checkpoints: Path) -> float:
     return (checkpoints / f"global_step_{newest}" / "data.pt").stat().st_mtime if newest else 0.0
 
 
-def attempt(config: DictConfig, log: TextIO, journal: Journal, again: bool) -> Ended:
+def attempt(config: DictConfig, log: TextIO, journal: Journal, counted: Restarts) -> Ended:
     """Start a run once, from its newest checkpoint, and print how it ended unless it failed.
 
     Args:
         config: changed in place.
-        again: for a restart, whose GPUs are free as soon as the killed processes have left them.
     """
     folder, total = run_folder(config), config.trainer.total_training_steps
     record = ProcessRecord(folder)
@@ -159,14 +158,14 @@ def attempt(config: DictConfig, log: TextIO, journal: Journal, again: bool) -> E
     if total and step >= total:
         print(f"training already finished: {folder} has step {step}")
         return Ended(DONE, step)
-    if not again:
+    if not counted.used:  # after a restart they are free as soon as the killed processes have left them
         preflight.check_gpus_free(config)
     if step:
         check_ranks(checkpoints / f"global_step_{step}", config)
     purge_tensorboard(folder / "tensorboard", step)
     announce(config, step, log)
     log_start = os.fstat(log.fileno()).st_size
-    result = supervise(config, step, record, log, journal)
+    result = supervise(config, step, record, log, journal, counted.allowed - counted.used)
     return finish(config, result, log_start)
 
 
@@ -183,6 +182,8 @@ def finish(config: DictConfig, result: Result, log_start: int) -> Ended:
         full = checkpoints.is_dir() and shutil.disk_usage(checkpoints).free < FULL_BYTES
         why = f" (no space left in {checkpoints}; earlier checkpoints are kept)" if full else ""
         return Ended(FAILED, step, cause(log, log_start) + why, log, final=full)
+    if result.memory_full and saved != config.trainer.total_training_steps:
+        return Ended(FULL, step, "the memory of this node is nearly full; saved first", log)
     if (folder / STOP).exists() and saved != config.trainer.total_training_steps:
         print(f"stopped on request, saved at step {saved}; the same command continues", file=sys.stderr)
         return Ended(STOPPED, step)

@@ -24,6 +24,7 @@ QUANTITIES = {  # verl's key, a label with its unit, a number format
     "mismatch": ("training/rollout_probs_diff_mean", "rollout-trainer mismatch (probability)", ".5f"),
     "rate": ("perf/throughput", "tokens per second per rank, prompts included", ",.0f"),
     "unscored": (UNSCORED[0], "fraction of responses unscored", ".3f"),
+    "memory": ("memory/node_used_gb", "host memory in use on the supervisor's node (GiB)", ".1f"),
 }
 
 
