@@ -53,8 +53,8 @@ def test_the_scheduler_of_the_config_keeps_no_block_number_and_samples_the_same_
     done = subprocess.run([sys.executable, "-c", ENGINES, ours], **options)
     assert done.returncode == 0, done.stderr[-2000:]
     version, plain, leaking, closed = json.loads(done.stdout.splitlines()[-1])
-    assert plain[0] == ([64, 128] if Version(version) < FIXED else [0, 0]), f"fixed in {FIXED}?"
-    assert leaking[0] == [64, 128]
+    assert plain[0] == ([32, 64] if Version(version) < FIXED else [0, 0]), f"fixed in {FIXED}?"
+    assert leaking[0] == [32, 64]
     assert closed[0] == [0, 0]
     assert len(plain[1]) == 32
     assert plain[1] == leaking[1] == closed[1]
