@@ -17,7 +17,9 @@ from common.command import Failure
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # "(Actor pid=1) (EngineCore pid=2) ERROR 11-22 10:11:56 [core.py:1346] " in any combination
 PREFIX = re.compile(r"^(?:\((?:\w+ )?pid=[^)]*\) |(?:ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] )+")
-ERROR_LINE = re.compile(r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit))(?:\(.*?\))?: (\S.*)")
+ERROR_LINE = re.compile(
+    r"^\s*([\w.]*(?:Error|Exception|Interrupt|Exit))(?:\(.*?\))?: (\S.*)|.*Watchdog caught collective"
+)
 # Wrappers that repeat another process's error.
 WRAPPERS = ("RayTaskError", "ActorDiedError", "Error executing job")
 WARNING = "warning: "  # begins our own lines in a log, which are no cause of a failure

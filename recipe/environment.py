@@ -15,6 +15,8 @@ from recipe.cpu.environment import ENVIRONMENT as CPU_ENVIRONMENT
 from recipe.monitor.loggers import wandb_environment
 from recipe.preflight import run_folder
 
+MODULES = "VERL_USE_EXTERNAL_MODULES"  # verl imports these in every process
+
 
 def attempt_path(config: DictConfig) -> Path:
     """Where verl's file logger writes. It empties the file at each start, hence not `metrics.jsonl`."""
@@ -46,14 +48,18 @@ def prepare_config(config: DictConfig, step: int, python: str | None = None) -> 
 
 def fixed_environment(config: DictConfig) -> dict[str, str]:
     """Set the variables that every process of the run needs, on any node."""
-    return {
+    variables = {
         "PYTHONPATH": python_path(),
         "VERL_FILE_LOGGER_PATH": str(attempt_path(config).resolve()),
         "TENSORBOARD_DIR": str((run_folder(config) / "tensorboard").resolve()),
         "VLLM_NO_USAGE_STATS": "1",
+        "JUSTRL_NCCL_TIMEOUT": str(config.actor_rollout_ref.nccl_timeout),
         **wandb_environment(config, run_folder(config)),
         **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else gpu_environment(config)),
     }
+    # The user's modules first; the CPU's last, since its process group takes the timeout from ours.
+    modules = (os.environ.get(MODULES), "recipe.verl_plugins.process_group", variables.get(MODULES))
+    return variables | {MODULES: ",".join(filter(None, modules))}
 
 
 def gpu_environment(config: DictConfig) -> dict[str, str]:

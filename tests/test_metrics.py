@@ -58,6 +58,19 @@ def test_the_cause_of_a_killed_process_is_what_ray_says_of_it(tmp_path):
     )
 
 
+def test_the_cause_of_a_process_that_nccl_ends_is_the_collective(tmp_path):
+    """The words are in torch 2.11's libtorch_cuda.so; the process dies of a signal, as Ray reports."""
+    log, words = (
+        tmp_path / "train.log",
+        "Watchdog caught collective operation timeout: WorkNCCL(OpType=_ALLGATHER_BASE) ",
+    )
+    log.write_text(
+        f"(WorkerDict pid=2) [rank0]:[E1128 02:12:40.1 ProcessGroupNCCL.cpp:683] [Rank 0] {words}ran for 600026 "
+        "milliseconds before timing out.\nray.exceptions.ActorDiedError: The actor died unexpectedly.\n"
+    )
+    assert words in cause(log)
+
+
 def test_the_cause_of_a_killed_engine_is_not_what_verl_misses(tmp_path):
     log = tmp_path / "train.log"
     log.write_text(

@@ -161,6 +161,24 @@ def test_an_engine_core_that_dies_while_it_takes_new_weights_ends_the_run(fork_s
     assert "the vLLM engine died while it took new weights" in (folder / "train.log").read_text(errors="replace")
 
 
+def test_a_rank_that_hangs_in_the_update_ends_the_run_after_nccl_timeout(fork_server):
+    """The other rank waits for it in a collective, here gloo's, which fails; NCCL's would end the other's process."""
+    folder = experiment("test_hanging_rank")
+    ranks = ["trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2", "ray_kwargs.ray_init.num_cpus=9"]
+    train = [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *SIZES, *ranks]
+    train += ["actor_rollout_ref.nccl_timeout=30", "trainer.total_training_steps=30"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = subprocess.Popen(train, cwd=ROOT, env=fork_server, **pipes)
+    wait_until(lambda: 1 in read_metrics(folder / "metrics.jsonl"), run)
+    worker = logged_process(folder, "WorkerDict")
+    wait_until(lambda: worker.cmdline()[0].endswith("update_actor"), run, pause=0.005)
+    worker.suspend()
+    output, _ = run.communicate(timeout=HANGING_SECONDS)
+    assert run.returncode == 1, output
+    assert "training failed: RuntimeError: " in output
+    assert "Timed out waiting 30000ms" in output
+
+
 def write_released_layout(shared_data, path):
     """Write some rows of the training set with the template that the released file has."""
     import pandas as pd
