@@ -2,19 +2,17 @@
 
 import contextlib
 import json
-import subprocess
 
-import psutil
 import pytest
 
-from common.processes import descendants, role
 from recipe.checkpoints import complete_checkpoints
 from recipe.heartbeat import ACTOR, TRAINER, read_heartbeats
 from recipe.monitor.events import RESTART, read_events
 from recipe.monitor.metrics import read_metrics
-from tests.conftest import HANGING_SECONDS, ROOT
+from tests.conftest import HANGING_SECONDS
+from tests.stubborn import find, start
 from tests.test_processes import wait_until
-from tests.test_run_slow import SIZES, assert_nothing_is_left, experiment
+from tests.test_run_slow import assert_nothing_is_left, experiment
 from tests.test_survival_slow import data_loader, problems, seen
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
@@ -29,20 +27,6 @@ HANGS = [
 ]
 
 
-def start(folder, env, flags, steps, restarts):
-    """Start a run that saves every second step and shows its data; `flags` is the folder that its reward looks into."""
-    reward = "reward.custom_reward_function"
-    overrides = [
-        f"trainer.experiment_name={folder.name}",
-        f"trainer.total_training_steps={steps}",
-        "trainer.save_freq=2",
-    ]
-    overrides += [f"{reward}.path=tests/stubborn_reward.py", f"+{reward}.reward_kwargs.folder={flags}"]
-    overrides += [f"justrl.stall_seconds={STALL_SECONDS}", f"trainer.rollout_data_dir={flags}/rollouts"]
-    command = [".venv/bin/python", "-m", "recipe.train", "demo", "--restarts", str(restarts), *SIZES, *overrides]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def doing(folder):
     """Return the step and the phase that a run's trainer last wrote."""
     state = read_heartbeats(folder).get(TRAINER, {})
@@ -52,12 +36,6 @@ def doing(folder):
 def restarts(folder):
     """Return the record of a run's restarts."""
     return [event for event in read_events(folder) if event["event"] == RESTART]
-
-
-def find(run, name):
-    """Return the run's process of this role, the one that was started last; None without."""
-    found = [process for process in descendants(psutil.Process(run.pid)) if role(process) == name]
-    return max(found, key=lambda process: process.pid, default=None)
 
 
 def assert_every_step_once(folder, flags, steps):
@@ -70,7 +48,7 @@ def assert_every_step_once(folder, flags, steps):
 
 def test_six_hangs_are_noticed_named_and_healed(fork_server, tmp_path):
     folder, steps = experiment("test_hangs"), 24
-    run = start(folder, fork_server, tmp_path, steps, restarts=6)
+    run = start(folder, fork_server, tmp_path, steps, 6, STALL_SECONDS)
     for number, (name, phase) in enumerate(HANGS):
         since = max(read_metrics(folder / "metrics.jsonl"), default=0)
         wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) > since, run)  # noqa: B023
@@ -116,7 +94,7 @@ def test_six_hangs_are_noticed_named_and_healed(fork_server, tmp_path):
 
 def test_a_reward_that_raises_once_is_tried_again_and_one_that_always_does_is_not(fork_server, tmp_path):
     folder = experiment("test_raises")
-    run = start(folder, fork_server, tmp_path, 12, restarts=5)
+    run = start(folder, fork_server, tmp_path, 12, 5, STALL_SECONDS)
     for healed in (True, False):
         before = len(restarts(folder))
         wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) >= (3 if healed else 7), run)  # noqa: B023
