@@ -142,9 +142,8 @@ def main() -> int:
         samples = follow(run, folder, args.steps)
     events, found = read_events(folder), sorted(read_metrics(folder / "metrics.jsonl"))
     (flags / "samples.json").write_text(json.dumps(samples))
-    print(
-        f"{args.steps} steps in {time.monotonic() - began:.0f} s, {restarts(folder)} restarts, {seconds_lost(events):.0f} s lost"
-    )
+    lost = f"{restarts(folder)} restarts, {seconds_lost(events):.0f} s lost"
+    print(f"{args.steps} steps in {time.monotonic() - began:.0f} s, {lost}")
     print(table(samples))
     trainer = data_loader()
     same = all(seen(flags, step) == sorted(problems(trainer)) for step in range(1, args.steps + 1))
