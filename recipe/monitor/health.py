@@ -8,14 +8,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from recipe.monitor.curves import band, has_bands
-from recipe.monitor.metrics import (
-    REWARD,
-    SMOOTHED_STEPS,
-    has_training,
-    number,
-    validation_accuracy,
-    validation_scores,
-)
+from recipe.monitor.metrics import REWARD, SMOOTHED_STEPS, has_training, number, validation_scores
 
 # Fractions of responses that the replay buffer logs: no answer where the reward looks (all that the strict reward
 # can have), and answers that could not be judged.
@@ -172,30 +165,32 @@ class ValidationWatch:
         self.falling: list[float] = []
         self.warned = False
 
-    def add(self, step: int, metrics: dict) -> str | None:
-        accuracy = validation_accuracy(metrics)
-        if accuracy is None:
+    def add(self, step: int, scores: dict[str, float]) -> str | None:
+        """Take a step's accuracies by set, none if it was not validated, and return a message if a warning starts."""
+        if not scores:
             return None
+        accuracy, noise = fmean(scores.values()), validation_noise(scores)
         if not self.falling or accuracy >= self.falling[-1]:
             self.falling, self.warned = [], False
         self.falling.append(accuracy)
         falls, start = len(self.falling) - 1, self.falling[0]
-        if self.warned or falls < FALLS or start - accuracy <= validation_noise(metrics):
+        if self.warned or falls < FALLS or start - accuracy <= noise:
             return None
         self.warned = True
         return (
-            f"step {step}: validation accuracy {accuracy:.3f} fell {falls} times in a row, from {start:.3f}, by more than"
-            f" its noise of {validation_noise(metrics):.3f}: is the policy getting worse?"
+            f"step {step}: validation accuracy {accuracy:.3f} fell {falls} times in a row, from {start:.3f}, by more "
+            f"than its noise of {noise:.3f}: is the policy getting worse?"
         )
 
 
-def validation_noise(metrics: dict) -> float:
-    """Return how far apart four equal accuracies are, by chance, in 1 % of cases; more than that for large sets."""
-    variances = []
-    for name, accuracy in validation_scores(metrics).items():
-        samples = int(name.rpartition("@")[2])
-        variances.append(accuracy * (1 - accuracy) / (FEWEST_PROMPTS * samples))
-    return NOISE_RANGE * math.sqrt(sum(variances)) / len(variances)
+def validation_noise(scores: dict[str, float]) -> float:
+    """Return how far apart four equal accuracies, means of these, are by chance in 1 % of cases; more for large sets.
+
+    `scores` are by set and samples per prompt, like "AIME24 avg@32".
+    """
+    answers = {name: FEWEST_PROMPTS * int(name.rpartition("@")[2]) for name in scores}
+    variances = [score * (1 - score) / answers[name] for name, score in scores.items()]
+    return NOISE_RANGE * math.sqrt(sum(variances)) / len(scores)
 
 
 class Warnings:
@@ -218,7 +213,7 @@ class Warnings:
             for watch in self.rules
             if watch.rule.quantity in values
         }
-        texts["validation fall"] = self.validation.add(step, metrics)
+        texts["validation fall"] = self.validation.add(step, validation_scores(metrics))
         return [RuleWarning(kind, text) for kind, text in texts.items() if text]
 
 

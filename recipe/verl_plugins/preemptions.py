@@ -1,8 +1,8 @@
 """How often vLLM preempted a response: dropped its KV cache for want of space, to compute it again later.
 
-verl 0.9.1 has `num_preempted` for it, which no released vLLM returns (vLLM 32470). vLLM's scheduler counts per request,
-and what it returns with a finished request beside the tokens is `kv_transfer_params`, which verl puts into the
-response's extra fields. vLLM's own counters would need its statistics per token (`disable_log_stats: false`).
+verl 0.9.1 has `num_preempted` for it, which vLLM up to 0.28 does not return (vLLM 32470). vLLM's scheduler counts per
+request, and with a finished request it returns `kv_transfer_params`, which verl puts into the response's extra fields.
+vLLM's own counters would need its statistics of every token (`disable_log_stats: false`).
 """
 
 from typing import Any
