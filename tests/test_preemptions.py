@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from recipe.cpu.environment import ENVIRONMENT
-from recipe.verl_plugins.preemptions import preemptions
+from recipe.verl_plugins.preemptions import COUNT, preemptions, scheduler
 from tests.conftest import HANGING_SECONDS, ROOT
 
 RESPONSES, TOKENS = 16, 60
@@ -18,22 +19,20 @@ import json, sys
 from vllm import LLM, SamplingParams
 engine = LLM(
     "models/demo", dtype="float32", max_model_len=128, max_num_seqs=16, block_size=16, enforce_eager=True,
-    num_gpu_blocks_override=int(sys.argv[2]), kv_cache_memory_bytes=2**27, enable_chunked_prefill=False,
-    enable_prefix_caching=False, async_scheduling=sys.argv[1] == "True",
-    scheduler_cls="recipe.verl_plugins.preemptions.scheduler",
+    num_gpu_blocks_override=int(sys.argv[1]), kv_cache_memory_bytes=2**27, enable_chunked_prefill=False,
+    enable_prefix_caching=False, scheduler_cls="recipe.verl_plugins.preemptions.scheduler",
 )
 sampling = SamplingParams(temperature=0, ignore_eos=True, max_tokens=TOKENS)
 done = engine.generate([{"prompt_token_ids": [5 + i] * 20} for i in range(RESPONSES)], sampling)
-base = type(engine.llm_engine.engine_core.engine_core.scheduler).__base__.__name__
-print(json.dumps([[base, answer.kv_transfer_params, list(answer.outputs[0].token_ids)] for answer in done]))
+print(json.dumps([[answer.kv_transfer_params, list(answer.outputs[0].token_ids)] for answer in done]))
 """
 
 
-def generate(asynchronous: bool, blocks: int) -> list[tuple[int, list[int]]]:
+def generate(blocks: int) -> list[tuple[int, list[int]]]:
     """Return how often each response was preempted, by the extra field as verl stores it, and its tokens."""
     code = GENERATE.replace("RESPONSES", str(RESPONSES)).replace("TOKENS", str(TOKENS))
     done = subprocess.run(
-        [sys.executable, "-c", code, str(asynchronous), str(blocks)],
+        [sys.executable, "-c", code, str(blocks)],
         cwd=ROOT,
         env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -42,15 +41,28 @@ def generate(asynchronous: bool, blocks: int) -> list[tuple[int, list[int]]]:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("[[")]
     assert lines, done.stderr
-    answers = json.loads(lines[-1])
-    assert {base for base, _, _ in answers} == {"AsyncScheduler" if asynchronous else "Scheduler"}
-    return [(preemptions({"kv_transfer_params": params}), tokens) for _, params, tokens in answers]
+    return [(preemptions({"kv_transfer_params": params}), tokens) for params, tokens in json.loads(lines[-1])]
+
+
+@pytest.mark.slow
+def test_preempted_responses_are_counted_and_complete(demo_data):
+    tight, ample = generate(24), generate(200)
+    assert sum(count for count, _ in tight) > 0
+    assert sum(count for count, _ in ample) == 0
+    assert [tokens for _, tokens in tight] == [tokens for _, tokens in ample]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_preempted_responses_are_counted_and_complete(demo_data, asynchronous):
-    tight, ample = generate(asynchronous, 24), generate(asynchronous, 200)
-    assert sum(count for count, _ in tight) > 0
-    assert sum(count for count, _ in ample) == 0
-    assert [tokens for _, tokens in tight] == [tokens for _, tokens in ample]
+def test_the_scheduler_is_the_one_that_vllm_would_take(monkeypatch, asynchronous):
+    """As on a GPU: vLLM on the CPU never schedules asynchronously."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    monkeypatch.setattr(Scheduler, "__init__", lambda self, vllm_config: None)
+    monkeypatch.setattr(AsyncScheduler, "__init__", lambda self, vllm_config: None)
+    built = scheduler(SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=asynchronous)))
+    built.connector = None
+    assert type(built).__base__ is (AsyncScheduler if asynchronous else Scheduler)
+    assert built._connector_finished(SimpleNamespace(num_preemptions=3)) == (False, {COUNT: 3})
+    assert built._connector_finished(SimpleNamespace(num_preemptions=0)) == (False, None)
