@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from recipe.compose import compose
 from recipe.monitor.curves import aime24, band, has_bands
 from recipe.monitor.health import RULES, UNSCORED, quantities, warnings
+from recipe.monitor.metrics import read_metrics
 from tests.conftest import ROOT
 
 # Two lines of a real run of the demo on verl 0.9.1: the validation before training, and a step with a validation.
@@ -262,3 +263,16 @@ def test_a_demo_that_learns_no_more_never_warns_of_its_noise():
     for accuracy in (0.5, 0.9, 0.99, 1.0):
         found = validations([drawn_accuracy(drawn, accuracy, 64 * 4) for _ in range(300)], samples=4, sets=["demo"])
         assert fell(found) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", [math.inf, math.nan])
+def test_one_update_without_a_finite_norm_reaches_the_rule_through_verls_mean_and_logger(tmp_path, monkeypatch, norm):
+    from verl.utils.metric import reduce_metrics
+    from verl.utils.tracking import FileLogger
+
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    logger = FileLogger("justrl", "test")
+    logger.log(STEP | reduce_metrics({"actor/grad_norm": [0.3, norm, 0.2, 0.4]}), step=1)
+    logger.finish()
+    assert [warning.kind for warning in warnings(read_metrics(tmp_path / "metrics.jsonl"), DEMO)] == ["gradient finite"]
