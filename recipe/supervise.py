@@ -23,7 +23,7 @@ from recipe.checkpoints import STOP, best_checkpoint, complete_checkpoints, prun
 from recipe.cpu.environment import fork_server
 from recipe.environment import attempt_path, environment, prepare_config
 from recipe.monitor.events import STARTED, Events
-from recipe.monitor.health import Warnings
+from recipe.monitor.health import RuleWarning, Warnings
 from recipe.monitor.memory_growth import MemoryWatch
 from recipe.monitor.metrics import StepLines, format_metrics, read_log, read_metrics, step_seconds, validation_accuracy
 from recipe.preflight import run_folder
@@ -92,7 +92,9 @@ class Progress:
         with open(self.metrics_path, "a") as file:
             file.write(format_metrics({step: metrics}))
         print(self.lines.line(step, metrics), flush=True)
-        for warning in [*self.warnings.add(step, metrics), *self.memory.add(step, metrics)]:
+        of_memory = [RuleWarning("memory", text) for text in self.memory.add(step, metrics)]
+        for warning in [*self.warnings.add(step, metrics), *of_memory]:
+            self.alerts.send(warning.text, once=warning.kind)
             print(f"  {WARNING}{warning}", flush=True)
             self.log.write(f"\n{WARNING}{warning}\n")  # verl's progress bar ends without a line break
             self.log.flush()

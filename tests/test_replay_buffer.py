@@ -1,12 +1,15 @@
 """A batch reaches the trainer in the order of its prompts, although its responses finished in another."""
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from omegaconf import OmegaConf
 
 from common.ray_start import prepare_ray_start
 from recipe.compose import compose
+from recipe.verl_plugins.preemptions import COUNT
 
 PROMPTS, RESPONSES = 6, 8
 
@@ -25,35 +28,58 @@ def queue():
     ray.shutdown()
 
 
-def sampled_keys(queue, buffer_class) -> tuple[list[str], list[str], list[str], dict]:
-    """Return keys in the order of the prompts, of completion, and as `buffer_class` samples them; and its metrics."""
+def put(queue, key: str) -> None:
+    """Put a finished response, as an agent loop does; the third of each group was preempted twice."""
     import torch
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+    info = {"score": float(key.endswith("_0_0")), "pred": "" if key.endswith("_1_0") else "7"}
+    extra = {"reward_extra_info": info} | ({"kv_transfer_params": {COUNT: 2}} if key.endswith("_2_0") else {})
+    response = list_of_dict_to_tensordict([{"responses": torch.ones(2), "extra_fields": extra}])
+    queue.kv_batch_put(keys=[key], partition_id="train", fields=response, tags=[{"status": "success"}])
+
+
+def prompts_and_responses(queue) -> tuple[list[str], list[str]]:
+    """Register a step's prompts; return their keys, in order, and those of their responses."""
     uids = [f"prompt{i}" for i in random.Random(0).sample(range(100), PROMPTS)]
     waiting = [{"is_prompt": True, "status": "pending", "global_steps": 1} for _ in uids]
     queue.kv_batch_put(keys=uids, partition_id="train", tags=waiting)
-    keys = [f"{uid}_{session}_0" for uid in uids for session in range(RESPONSES)]
-    finished = random.Random(1).sample(keys, len(keys))
-    for key in finished:
-        info = {"score": float(key.endswith("_0_0")), "pred": "" if key.endswith("_1_0") else "7"}
-        fields = {"responses": torch.ones(2), "extra_fields": {"reward_extra_info": info}}
-        response = list_of_dict_to_tensordict([fields])
-        queue.kv_batch_put(keys=[key], partition_id="train", fields=response, tags=[{"status": "success"}])
+    return uids, [f"{uid}_{session}_0" for uid in uids for session in range(RESPONSES)]
+
+
+def end(queue, uids: list[str], status: str = "finished") -> None:
     for uid in uids:
-        queue.kv_put(key=uid, partition_id="train", tag={"status": "finished"})
-    sampler = compose("demo", [], "cpu").trainer.v1.sampler
-    buffer = buffer_class(
+        queue.kv_put(key=uid, partition_id="train", tag={"status": status})
+
+
+def build(buffer_class, overrides=()):
+    """Build a replay buffer as verl does, from the demo's config."""
+    sampler = compose("demo", [*overrides], "cpu").trainer.v1.sampler
+    return buffer_class(
         trainer_mode="sync",
         trainer_config=OmegaConf.create(),
         max_off_policy_threshold=sampler.max_off_policy_threshold,
         max_off_policy_strategy=sampler.max_off_policy_strategy,
         sampler_kwargs=sampler.sampler_kwargs,
     )
+
+
+def sample(queue, buffer) -> tuple[list[str], dict]:
+    """Return the keys of a step's batch and its metrics, and empty the queue."""
     batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=PROMPTS)
     queue.kv_clear(partition_id="train", keys=batch.keys)
     assert all(tag["status"] == "success" for tag in batch.tags)
-    return keys, finished, batch.keys, metrics
+    return batch.keys, metrics
+
+
+def sampled_keys(queue, buffer_class) -> tuple[list[str], list[str], list[str], dict]:
+    """Return keys in the order of the prompts, of completion, and as `buffer_class` samples them; and its metrics."""
+    uids, keys = prompts_and_responses(queue)
+    finished = random.Random(1).sample(keys, len(keys))
+    for key in finished:
+        put(queue, key)
+    end(queue, uids)
+    return keys, finished, *sample(queue, build(buffer_class))
 
 
 @pytest.mark.slow
@@ -62,7 +88,64 @@ def test_batch_is_in_the_order_of_its_prompts(queue):
 
     prompts, finished, sampled, metrics = sampled_keys(queue, ReplayBuffer)
     assert sampled == prompts != finished
-    assert metrics == {"reward/score": 1 / RESPONSES, "reward/pred_empty": 1 / RESPONSES}
+    assert metrics == {
+        "reward/score": 1 / RESPONSES,
+        "reward/pred_empty": 1 / RESPONSES,
+        "rollout/short_groups": 0,
+        "rollout/lost_prompts": 0,
+        "rollout/preemptions": 2 / RESPONSES,
+        "timing_s/gen_tail": 0,
+    }
+
+
+@pytest.mark.slow
+def test_failed_responses_and_lost_prompts_are_counted(queue):
+    from recipe.verl_plugins.replay_buffer import ReplayBuffer
+
+    uids, keys = prompts_and_responses(queue)
+    # All of the first prompt's failed, the last of the second one's, and all but that of the third one's.
+    lost = [*keys[:RESPONSES], keys[2 * RESPONSES - 1], *keys[2 * RESPONSES : 3 * RESPONSES - 1]]
+    rest = [key for key in keys if key not in lost]
+    for key in rest:
+        put(queue, key)
+    end(queue, uids[:3], "failure")
+    end(queue, uids[3:])
+    sampled, metrics = sample(queue, build(ReplayBuffer))
+    assert sampled == rest
+    assert (metrics["rollout/short_groups"], metrics["rollout/lost_prompts"]) == (2, 1)
+
+
+@pytest.mark.slow
+def test_the_wait_for_the_last_responses_is_measured(queue):
+    from recipe.verl_plugins.replay_buffer import ReplayBuffer
+
+    interval, polls = 0.05, 4
+    buffer = build(ReplayBuffer, [f"trainer.v1.sampler.sampler_kwargs.poll_interval={interval}"])
+    uids, keys = prompts_and_responses(queue)
+    for key in keys[:-1]:
+        put(queue, key)
+    end(queue, uids[:-1])
+
+    def finish():
+        while len(buffer.polls) < polls:
+            time.sleep(interval / 10)
+        put(queue, keys[-1])
+        end(queue, uids[-1:])
+
+    started_at = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        finishing = pool.submit(finish)
+        _, metrics = sample(queue, buffer)
+    finishing.result()
+    assert (polls - 1) * interval < metrics["timing_s/gen_tail"] < time.monotonic() - started_at
+
+
+def test_the_wait_begins_when_nine_tenths_are_there():
+    from recipe.verl_plugins.replay_buffer import losses, tail_seconds
+
+    assert tail_seconds([(1.0, 0), (2.0, 89), (3.0, 90), (4.0, 99)], 5.0, 100) == 2.0
+    assert tail_seconds([(1.0, 0), (2.0, 89)], 5.0, 100) == 0.0
+    assert losses(["a_b_0_0", "a_b_0_1", "a_b_1_0"], 1, 2) == {"rollout/short_groups": 0, "rollout/lost_prompts": 0}
 
 
 @pytest.mark.slow

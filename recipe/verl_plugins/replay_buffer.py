@@ -3,38 +3,50 @@
 verl 0.9 gives the trainer responses in the order in which they finished, shortest first, and splits that into
 mini-batches: the first update of a step would see the short responses and the last one the long ones. verl 0.4 split
 the batch in the order of its prompts, and so does this (recipe/FIDELITY.md, L2). verl logs what a reward returns in
-validation alone.
+validation alone, and neither responses that failed, preemptions, nor when responses finished.
 """
 
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 
 import transfer_queue as tq
 from verl.trainer.ppo.v1 import replay_buffer
 
 from recipe.heartbeat import Heartbeat
+from recipe.verl_plugins.preemptions import preemptions
+
+NEARLY_ALL = 0.9  # of a step's responses; what comes then is the wait for the longest
 
 
 class ReplayBuffer(replay_buffer.ReplayBuffer):
     """A `trainer.v1.sampler.custom_sampler` for any verl recipe with the synchronous trainer.
 
     `sampler_kwargs.poll_interval` is how often it looks for finished rollouts, in seconds. verl's class takes 2 s
-    whatever the config sets, as long as a whole generation of the demo.
+    whatever the config sets, as long as a whole generation of the demo. `sampler_kwargs.n` is the responses per prompt.
     """
 
     heartbeat: Heartbeat | None = None  # the trainer's, set by `ShownTrainer`
 
     def __init__(self, *args, sampler_kwargs, **kwargs):
-        super().__init__(*args, sampler_kwargs=sampler_kwargs, **sampler_kwargs, **kwargs)
+        options = dict(sampler_kwargs)
+        self.group_size = options.pop("n", 1)
+        self.polls: list[tuple[float, int]] = []  # time in seconds, responses that had finished
+        super().__init__(*args, sampler_kwargs=sampler_kwargs, **options, **kwargs)
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
-        if self.heartbeat:
-            responses, prompts = self.partitions[partition_id], self.finished_keys[partition_id]
-            done = f"{len(responses)} responses, all of {len(prompts)} prompts"
-            self.heartbeat.set(**self.heartbeat.state | {"done": done})
+        self.note_poll(len(self.partitions[partition_id]), len(self.finished_keys[partition_id]))
         return super()._wait_for_next_poll(partition_id, last_debug_time)
 
+    def note_poll(self, responses: int, prompts: int) -> None:
+        """Keep how many responses are there, and all responses of how many prompts; show it to the supervisor."""
+        self.polls.append((time.monotonic(), responses))
+        if self.heartbeat:
+            self.heartbeat.set(**self.heartbeat.state | {"done": f"{responses} responses, all of {prompts} prompts"})
+
     def sample(self, global_steps: int, partition_id: str, batch_size: int):
+        self.polls.clear()
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        finished_at = time.monotonic()
         place = {uid: i for i, uid in enumerate(self.prompt_global_steps[partition_id])}
 
         def position(i: int) -> tuple[int, int, int]:
@@ -46,7 +58,24 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
             data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
             fields = [getattr(value, "data", value) for value in data["extra_fields"]]
             metrics |= reward_means([field.get("reward_extra_info", {}) for field in fields])
+            metrics |= losses(batch.keys, batch_size, self.group_size)
+            metrics["rollout/preemptions"] = sum(map(preemptions, fields)) / len(fields)
+            metrics["timing_s/gen_tail"] = tail_seconds(self.polls, finished_at, len(batch))
         return batch, metrics
+
+
+def losses(keys: list[str], prompts: int, group_size: int) -> dict[str, int]:
+    """Count the prompts without any response, and those with fewer than `group_size`, by the keys of responses."""
+    sessions = {tuple(key.rsplit("_", 2)[:2]) for key in keys}  # an agent loop may return several outputs
+    groups = Counter(uid for uid, _ in sessions)
+    short = sum(count < group_size for count in groups.values())
+    return {"rollout/short_groups": short, "rollout/lost_prompts": prompts - len(groups)}
+
+
+def tail_seconds(polls: list[tuple[float, int]], finished_at: float, responses: int) -> float:
+    """Return how long the last tenth of the responses took: from the first poll that found the others, to the end."""
+    nearly_done = [at for at, finished in polls if finished >= NEARLY_ALL * responses]
+    return finished_at - nearly_done[0] if nearly_done else 0.0
 
 
 def reward_means(infos: list[dict]) -> dict[str, float]:
