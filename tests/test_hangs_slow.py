@@ -77,7 +77,7 @@ def test_six_hangs_are_noticed_named_and_healed(fork_server, tmp_path):
         text = report.read_text()
         for name in (
             "recipe.driver",
-            "TaskRunner",
+            "TaskRunnerV1",
             "WorkerDict",
             "AgentLoopWorker",
             "RewardLoopWorker",
