@@ -37,7 +37,7 @@ NOTE_CHARACTERS = 300
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
-    told = "shell command that gets a line of text on warnings, restarts, stalls, failure and the end"
+    told = "shell command that receives a line of text on warnings, restarts, hangs, failure and the end"
     parser.add_argument("--alert", metavar="COMMAND", help=f"{told}; see docs/monitoring.md")
 
 

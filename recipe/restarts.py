@@ -62,8 +62,8 @@ class Restarts:
         if ended.final:
             return "a restart would not help"
         if same:
-            return f"the same happened twice after step {ended.step}, so it would happen again"
+            return f"it ended in the same way twice after step {ended.step}"
         if self.used == self.allowed:
-            return f"{self.used} of {self.allowed} restarts are used"
+            return f"all {self.allowed} restarts are used"
         self.used += 1
         return None

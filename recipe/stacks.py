@@ -29,7 +29,7 @@ STOPPED = re.compile(r"^== (\w+), (process \d+), stopped", re.MULTILINE)
 
 
 def stack(process: psutil.Process) -> str:
-    """Return the stacks of a process's threads, or why there are none: py-spy may not look in many containers."""
+    """Return the stacks of a process's threads, or why there are none: in many containers py-spy has no permission."""
     spy = shutil.which("py-spy", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
     if not spy:
         return "no stacks: py-spy is not installed"
@@ -72,7 +72,7 @@ def describe_cluster() -> str:
     found = {here.options(scheduling_strategy=place).remote(): node for place, node in zip(places, nodes, strict=True)}
     ready, _ = ray.wait(list(found), num_returns=len(found), timeout=CLUSTER_SECONDS / 2)
     texts = {node["NodeManagerAddress"]: ref for ref, node in found.items()}
-    parts = [f"# {name}\n\n{ray.get(ref) if ref in ready else 'no answer'}" for name, ref in sorted(texts.items())]
+    parts = [f"# {name}\n\n{ray.get(ref) if ref in ready else 'no result'}" for name, ref in sorted(texts.items())]
     return "\n\n".join(parts)
 
 
@@ -90,8 +90,8 @@ def describe_run() -> str:
     try:
         run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=CLUSTER_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"{text}\n\n# the Ray cluster did not answer within {CLUSTER_SECONDS} s"
-    return f"{text}\n\n{run.stdout or f'# the Ray cluster cannot be asked: {run.stderr[-2000:]}'}"
+        return f"{text}\n\n# no result from the Ray cluster within {CLUSTER_SECONDS} s"
+    return f"{text}\n\n{run.stdout or f'# failed to inspect the Ray cluster: {run.stderr[-2000:]}'}"
 
 
 def culprit(text: str, reward_path: str | None) -> str:

@@ -183,7 +183,7 @@ def finish(config: DictConfig, result: Result, log_start: int) -> Ended:
         why = f" (no space left in {checkpoints}; earlier checkpoints are kept)" if full else ""
         return Ended(FAILED, step, cause(log, log_start) + why, log, final=full)
     if result.memory_full and saved != config.trainer.total_training_steps:
-        return Ended(FULL, step, "the memory of this node is nearly full; saved first", log)
+        return Ended(FULL, step, "the memory of this node is nearly full; a checkpoint was saved", log)
     if (folder / STOP).exists() and saved != config.trainer.total_training_steps:
         print(f"stopped on request, saved at step {saved}; the same command continues", file=sys.stderr)
         return Ended(STOPPED, step)
@@ -207,7 +207,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     alert.add_argument(parser)
-    restarts = "starts again so many times after a failure or a hang (default 3, at a terminal 0; JUSTRL_RESTARTS)"
+    restarts = "restart up to N times after a failure or a hang (default: JUSTRL_RESTARTS, else 3, or 0 at a terminal)"
     parser.add_argument("--restarts", type=size, metavar="N", help=restarts)
     args = parser.parse_intermixed_args()
     os.chdir(REPOSITORY)

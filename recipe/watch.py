@@ -97,7 +97,7 @@ def details(run: Run) -> list[Table | Text]:
         messages.insert(0, f"{WARNING}left out: {name_lines(run.folder / 'metrics.jsonl', run.damaged)}")
     if lines := restarts(events := read_events(run.folder)):
         lost = duration(seconds_lost(events))
-        messages.append(f"restarts: {len(lines)}, {lost} lost with the starts; the last {lines[-1]}")
+        messages.append(f"restarts: {len(lines)}, costing {lost} with startup; last: {lines[-1]}")
     tables = [table(run.by_step, run.config)] if run.by_step else []
     return [*tables, *(Text(line, "yellow") for line in messages)]
 

@@ -28,9 +28,9 @@ class Stall(NamedTuple):
     silent: float
 
     def __str__(self) -> str:
+        where = "startup" if self.doing["phase"] == START else f"the {self.doing['phase']} of step {self.doing['step']}"
         done = f" ({self.doing['done']})" if "done" in self.doing else ""
-        where = f"{self.doing['phase']} of step {self.doing['step']}{done}"
-        return f"no progress for {duration(self.silent)} in the {where}"
+        return f"no progress for {duration(self.silent)} during {where}{done}"
 
 
 class Watchdog:

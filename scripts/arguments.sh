@@ -12,10 +12,10 @@ was interrupted continues from its last checkpoint.
 
   CONFIG            a config of recipe/config (default: demo)
   --only STAGE      data, train, eval (after training) or report instead of all
-  --setup-only      make the environment and stop
-  --restarts N      starts a training that fails or hangs again, N times at most (default 3, at a terminal 0)
-  --allow KEY       acknowledge a difference from the paper, as recipe.check lists them; may be repeated
-  --alert COMMAND   shell command that is told of warnings, restarts, stalls, failure and the end
+  --setup-only      create the environment and exit
+  --restarts N      restart a failed or hung training up to N times (default: 3, or 0 at a terminal)
+  --allow KEY       accept a difference from the paper that recipe.check lists; may be repeated
+  --alert COMMAND   shell command to run on warnings, restarts, hangs, failure and the end: docs/monitoring.md
   key=value         Hydra overrides for the training; they win over the config
 
 environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has

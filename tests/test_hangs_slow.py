@@ -46,50 +46,59 @@ def assert_every_step_once(folder, flags, steps):
     assert [seen(flags, step) for step in range(1, steps + 1)] == [sorted(problems(trainer)) for _ in range(steps)]
 
 
+def last_step(folder):
+    """Return the last step that a run has logged, 0 before the first."""
+    return max(read_metrics(folder / "metrics.jsonl"), default=0)
+
+
+def hang(run, folder, name, phase):
+    """Stop a process of a run in a phase of a step, and wait until the run is started again."""
+    before, step = len(restarts(folder)), last_step(folder)
+    wait_until(lambda: last_step(folder) > step, run)
+    wait_until(lambda: find(run, name), run)
+    process = find(run, name)
+    wait_until(lambda: doing(folder)[1] == phase, run, pause=0.002)
+    process.suspend()
+    wait_until(lambda: len(restarts(folder)) > before, run)
+
+
+def assert_reports(folder):
+    """Each hang has a report, with what every process was doing."""
+    reports = list((folder / "stalls").iterdir())
+    assert len(reports) == len(HANGS) + 1
+    names = ["recipe.driver", "TaskRunnerV1", "WorkerDict", "AgentLoopWorker", "RewardLoopWorker", "vLLMHttpServer"]
+    for report in reports:
+        text = report.read_text()
+        assert all(f"== {name}, process" in text for name in names), report
+        assert "Thread" in text, "stacks"
+
+
 def test_six_hangs_are_noticed_named_and_healed(fork_server, tmp_path):
     folder, steps = experiment("test_hangs"), 24
     run = start(folder, fork_server, tmp_path, steps, 6, STALL_SECONDS)
-    for number, (name, phase) in enumerate(HANGS):
-        since = max(read_metrics(folder / "metrics.jsonl"), default=0)
-        wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) > since, run)  # noqa: B023
-        wait_until(lambda: find(run, name), run)  # noqa: B023
-        process = find(run, name)
-        wait_until(lambda: doing(folder)[1] == phase, run, pause=0.002)  # noqa: B023
-        process.suspend()
-        wait_until(lambda: len(restarts(folder)) == number + 1, run)  # noqa: B023
-    since = max(read_metrics(folder / "metrics.jsonl"))
-    wait_until(lambda: max(read_metrics(folder / "metrics.jsonl")) > since, run)
+    for name, phase in HANGS:
+        hang(run, folder, name, phase)
+    step = last_step(folder)
+    wait_until(lambda: last_step(folder) > step, run)
     (tmp_path / "hang").touch()
     wait_until(lambda: len(restarts(folder)) == 6, run)
     (tmp_path / "hang").unlink()
     output, _ = run.communicate(timeout=HANGING_SECONDS)
     assert run.returncode == 0, output
+    assert "restart 6 of 6" in output
 
-    for event, (name, _) in zip(restarts(folder), HANGS, strict=False):
+    *stopped, waiting = restarts(folder)
+    for event, (name, _) in zip(stopped, HANGS, strict=True):
         assert f"stopped: {name} (process " in event["cause"]
         assert event["kind"] == "stalled"
         assert event["seconds_lost"] > STALL_SECONDS
-    assert "RewardLoopWorker" in restarts(folder)[5]["cause"]
-    assert "is in compute_score (stubborn_reward.py:" in restarts(folder)[5]["cause"]
-    reports = sorted((folder / "stalls").iterdir())
-    assert len(reports) == 6
-    for report in reports:
-        text = report.read_text()
-        for name in (
-            "recipe.driver",
-            "TaskRunnerV1",
-            "WorkerDict",
-            "AgentLoopWorker",
-            "RewardLoopWorker",
-            "vLLMHttpServer",
-        ):
-            assert f"== {name}, process" in text, report
-        assert "Thread" in text, "stacks"
-    assert "restart 6 of 6" in output
+    assert "RewardLoopWorker" in waiting["cause"]
+    assert "is in compute_score (stubborn_reward.py:" in waiting["cause"]
+    assert_reports(folder)
     assert_every_step_once(folder, tmp_path, steps)
     assert complete_checkpoints(folder / "checkpoints")[-1] == steps
-    assert_nothing_is_left({}, folder)
     assert read_heartbeats(folder)[ACTOR]["count"] > 0
+    assert_nothing_is_left({}, folder)
 
 
 def test_a_reward_that_raises_once_is_tried_again_and_one_that_always_does_is_not(fork_server, tmp_path):
@@ -97,7 +106,7 @@ def test_a_reward_that_raises_once_is_tried_again_and_one_that_always_does_is_no
     run = start(folder, fork_server, tmp_path, 12, 5, STALL_SECONDS)
     for healed in (True, False):
         before = len(restarts(folder))
-        wait_until(lambda: max(read_metrics(folder / "metrics.jsonl"), default=0) >= (3 if healed else 7), run)  # noqa: B023
+        wait_until(lambda: last_step(folder) >= (3 if healed else 7), run)  # noqa: B023
         (tmp_path / "raise").touch()
         wait_until(lambda: len(restarts(folder)) > before, run)  # noqa: B023
         if healed:
@@ -107,7 +116,7 @@ def test_a_reward_that_raises_once_is_tried_again_and_one_that_always_does_is_no
     last = read_events(folder)[-1]
     assert (last["event"], last["kind"]) == ("failure", "failed")
     assert "the reward has broken down" in last["cause"]
-    assert f"not started again: the same happened twice after step {last['step']}" in output
+    assert f"not started again: it ended in the same way twice after step {last['step']}" in output
     assert output.count("restart ") == 2, output
     with contextlib.suppress(FileNotFoundError):
         assert not list((folder / "stalls").iterdir()), "a failure is no hang"

@@ -88,10 +88,10 @@ def test_falling_entropy_warns_once_at_the_band_and_once_at_the_limit():
     found = warnings(run_metrics(lambda step: {"actor/entropy": max(0.3, 1.3 - 0.02 * (step - 1000))}), config())
     assert len(found) == 2
     assert found[0].text.startswith(
-        "step 1018: policy entropy (nats) 0.980, mean of 5, is below the paper's band, 1.000 to 2.4"
+        "step 1018: policy entropy (nats): 0.980, mean of 5, is below the paper's band, 1.000 to 2.4"
     )
     assert found[1].text.startswith(
-        "step 1038: policy entropy (nats) 0.580, mean of 5, is below the limit of 0.600: collapsing"
+        "step 1038: policy entropy (nats): 0.580, mean of 5, is below the limit of 0.600: collapsing"
     )
 
 
@@ -117,31 +117,31 @@ def test_a_warning_returns_only_after_a_full_window_within_the_bounds():
     [
         (
             {"critic/score/mean": -0.9},
-            "mean reward -0.900, mean of 5, is below the paper's band, -0.571 to +0.600: has learning",
+            "mean reward: -0.900, mean of 5, is below the paper's band, -0.571 to +0.600: has learning",
         ),
         (
             {"critic/score/mean": None},
-            "step 1001: mean reward is not a number: see the log",
+            "step 1001: mean reward is not a number: see train.log",
         ),
         (
             {"response_length/mean": 900.0},
-            "(tokens) 900, mean of 5, is below the paper's band, 4,000 to 5,000: are responses losing",
+            "(tokens): 900, mean of 5, is below the paper's band, 4,000 to 5,000: are responses losing",
         ),
         (
             {"response_length/max": 15360.0, "response_length/clip_ratio": 0.7},
-            "step 1005: fraction of responses truncated 0.700, mean of 5, is above the limit of 0.500: most",
+            "step 1005: fraction of responses truncated: 0.700, mean of 5, is above the limit of 0.500: most",
         ),
         (
             {"reward/pred_empty": 0.6, "reward/crashed": 0.2},
-            "step 1005: fraction of responses unscored 0.800, mean of 5, is above the limit of 0.500: most",
+            "step 1005: fraction of responses unscored: 0.800, mean of 5, is above the limit of 0.500: most",
         ),
         (
             {"training/rollout_probs_diff_mean": 0.012},
-            "step 1005: rollout-trainer mismatch (probability) 0.01200, mean of 5, is above the limit of 0.01000",
+            "step 1005: rollout-trainer mismatch (probability): 0.01200, mean of 5, is above the limit of 0.01000",
         ),
         (
             {"actor/grad_norm": 12.0},
-            "step 1005: gradient norm 12.000, mean of 5, is above the limit of 10.000: is training diverging?",
+            "step 1005: gradient norm: 12.000, mean of 5, is above the limit of 10.000: is training diverging?",
         ),
         (
             {"actor/grad_norm": None},
@@ -149,19 +149,19 @@ def test_a_warning_returns_only_after_a_full_window_within_the_bounds():
         ),
         (
             {"rollout/short_groups": 1},
-            "step 1001: groups with fewer than n responses 1 is above the limit of 0: responses failed",
+            "step 1001: groups with fewer than n responses: 1 is above the limit of 0: some responses failed",
         ),
         (
             {"rollout/lost_prompts": 2},
-            "step 1001: prompts without any response 2 is above the limit of 0: all their responses failed",
+            "step 1001: prompts without any response: 2 is above the limit of 0: all their responses failed",
         ),
         (
             {"rollout/preemptions": 0.3},
-            "step 1005: KV-cache preemptions per response 0.300, mean of 5, is above the limit of 0.100: the KV cache",
+            "step 1005: KV-cache preemptions per response: 0.300, mean of 5, is above the limit of 0.100: the KV cache",
         ),
         (
             {"timing_s/gen_tail": 6.0, "timing_s/step": 10.0},
-            "step 1005: fraction of the step spent waiting for the last tenth of responses 0.600, mean of 5, is above",
+            "step 1005: fraction of the step spent waiting for the last tenth of responses: 0.600, mean of 5, is above",
         ),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_mismatch_that_grows_to_three_times_that_of_the_first_steps_warns():
     found = warnings(run_metrics(grows, range(1001, 1401)), DEMO)
     assert [warning.kind for warning in found] == ["mismatch drift"]
     assert found[0].text.startswith(
-        "step 1153: rollout-trainer mismatch (probability) 0.00121, mean of 5, is above the limit of 0.00120, 3 times "
+        "step 1153: rollout-trainer mismatch (probability): 0.00121, mean of 5, is above the limit of 0.00120, 3 times "
         "that of the first 20 steps: do engine and trainer drift apart?"
     )
 

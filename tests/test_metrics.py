@@ -39,7 +39,7 @@ def test_the_cause_is_the_first_error_that_is_no_wrapper(tmp_path):
     )
     assert cause(log, offset=len(before)) == "ValueError: no memory for the cache"
     log.write_text(
-        "only this\n\nwarning: step 5: policy entropy (nats) 0.553, mean of 5, is below the limit of 0.600\n"
+        "only this\n\nwarning: step 5: policy entropy (nats): 0.553, mean of 5, is below the limit of 0.600\n"
     )
     assert cause(log) == "only this"
 

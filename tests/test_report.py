@@ -174,7 +174,7 @@ def test_the_papers_run_is_drawn_before_its_bands_and_curve(tmp_path):
         pictures.append((run_folder / "curves.png").read_bytes())
         texts.append((run_folder / "report.md").read_text())
     assert pictures[0] != pictures[1]
-    line = "- step 5: mean response length (tokens) 16, mean of 5, is below the paper's band, 4,000 to "
+    line = "- step 5: mean response length (tokens): 16, mean of 5, is below the paper's band, 4,000 to "
     assert ("Dashed: its AIME24" in texts[0], line in texts[0]) == (False, False)
     assert ("Dashed: its AIME24" in texts[1], line in texts[1]) == (True, True)
 

@@ -13,15 +13,15 @@ def test_a_failure_is_tried_again_as_often_as_allowed():
     counted = Restarts(2)
     assert counted.refusal(Ended(FAILED, 1, "lost a node")) is None
     assert counted.refusal(Ended(FAILED, 2, "lost a node")) is None
-    assert counted.refusal(Ended(FAILED, 3, "lost a node")) == "2 of 2 restarts are used"
-    assert Restarts(0).refusal(Ended(STALLED, 1, "no progress")) == "0 of 0 restarts are used"
+    assert counted.refusal(Ended(FAILED, 3, "lost a node")) == "all 2 restarts are used"
+    assert Restarts(0).refusal(Ended(STALLED, 1, "no progress")) == "all 0 restarts are used"
 
 
 def test_the_same_failure_twice_at_one_step_is_the_last():
     counted = Restarts(9)
     assert counted.refusal(Ended(FAILED, 6, "ValueError: in process 12 at 0x7ffe")) is None
     assert counted.refusal(Ended(FAILED, 6, "ValueError: in process 345 at 0x1234")).startswith(
-        "the same happened twice"
+        "it ended in the same way twice"
     )
 
 

@@ -233,7 +233,7 @@ def test_a_full_memory_a_hang_and_a_failure_are_restarts_in_the_record(run, tmp_
     shown = capsys.readouterr()
     assert f"training stalled: {hang.stall}\n  see {hang.report}\n" in shown.err
     assert "restart 3 of 9" in shown.out
-    assert "not started again: the same happened twice after step 2, so it would happen again" in shown.err
+    assert "not started again: it ended in the same way twice after step 2" in shown.err
 
 
 def test_without_restarts_the_first_failure_is_the_last(run, tmp_path, monkeypatch, capsys):

@@ -46,7 +46,7 @@ def test_a_generation_without_a_new_response_is_a_hang_and_one_with_is_none(tmp_
         heartbeat.set(phase="generation", step=7, done=f"{responses} responses")
         assert silence(dog, clock, 55) is None
     stall = silence(dog, clock, 60)
-    assert str(stall) == "no progress for 60 s in the generation of step 7 (4 responses)"
+    assert str(stall) == "no progress for 60 s during the generation of step 7 (4 responses)"
 
 
 def test_each_micro_batch_is_progress(tmp_path, heartbeat, clock, monkeypatch):

@@ -73,20 +73,32 @@ class RuleWarning(NamedTuple):
         return self.text
 
 
-OVERFLOW = "see the log for the first overflow"
+OVERFLOW = "see train.log for the first overflow"
 # docs/monitoring.md has the sources of the limits.
 RULES = (
-    Rule("reward", "has learning stopped, do data, prompt or reward differ?", "is the reward too generous?"),
+    Rule(
+        "reward",
+        "has learning stopped, or do data, prompt or reward differ from the paper's?",
+        "is the reward too generous?",
+    ),
     Rule("length", "are responses losing their reasoning?", "are responses running away, or repeating themselves?"),
     Rule("entropy", "is exploration narrowing?", "is the policy turning into noise?"),
     Rule("entropy", "collapsing, as with the paper's over-long penalty?", "", (0.6, math.inf), after_health=True),
     Rule("truncated", "", "most responses are cut off before their answer, and score as incorrect", (0, 0.5)),
     Rule("unscored", "", "most responses are cut off, have no box, or cannot be judged by the reward", (0, 0.5)),
-    Rule("mismatch", "", "a problem of precision in the engine, verl's FAQ says", (0, 0.01)),
+    Rule("mismatch", "", "probably a problem of numerical precision in the engine (verl's FAQ)", (0, 0.01)),
     Rule("mismatch", "", "do engine and trainer drift apart? A restart loads the engine anew", drift=3.0),
     Rule("gradient", "", "is training diverging?", (0, 10.0)),
-    Rule("short", "", "responses failed, their groups are trained on without them; see the log", (0, 0), window=1),
-    Rule("lost", "", "all their responses failed, the step goes on without them; see the log", (0, 0), window=1),
+    Rule(
+        "short",
+        "",
+        "some responses failed, and their groups are trained on without them; see train.log",
+        (0, 0),
+        window=1,
+    ),
+    Rule(
+        "lost", "", "all their responses failed, and the step continues without them; see train.log", (0, 0), window=1
+    ),
     Rule("preempted", "", "the KV cache is too small; raise gpu_memory_utilization or lower max_num_seqs", (0, 0.1)),
     Rule("waiting", "", "is one engine slow, or the reward?", (0, 0.5)),
     *(
@@ -219,7 +231,7 @@ class Warnings:
 
 
 def message(rule: Rule, step: int, mean: float, low: float, high: float) -> str:
-    """Return a message like "step 812: policy entropy (nats) 0.553, mean of 5, is below the limit of 0.600: ..."."""
+    """Return a message like "step 812: policy entropy (nats): 0.553, mean of 5, is below the limit of 0.600: ..."."""
     _, label, form = (QUANTITIES | ALARMS)[rule.quantity]
     if math.isnan(mean):
         return f"step {step}: {label} is not a number: {rule.above}"
@@ -229,7 +241,7 @@ def message(rule: Rule, step: int, mean: float, low: float, high: float) -> str:
     else:
         bounds = f"limit of {bound:{form}}" if rule.limits else f"paper's band, {low:{form}} to {high:{form}}"
     over = f", mean of {rule.window}," if rule.window > 1 else ""
-    return f"step {step}: {label} {mean:{form}}{over} is {side} the {bounds}: {meaning}"
+    return f"step {step}: {label}: {mean:{form}}{over} is {side} the {bounds}: {meaning}"
 
 
 def warnings(by_step: dict[int, dict], config: DictConfig) -> list[RuleWarning]:

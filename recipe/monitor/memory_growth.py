@@ -166,5 +166,6 @@ class MemoryWatch:
         total = "" if self.total_steps == math.inf else f" of {self.total_steps:,}"
         return [
             f"step {step}: memory of this node grows by {expected.slope:.2g} GiB per step, mostly {expected.grows}, "
-            f"and ends near step {expected.step:,}{total}; touch {self.folder / STOP} and the same command free it"
+            f"and runs out near step {expected.step:,}{total}; to free it, create {self.folder / STOP}, wait for the "
+            "checkpoint, and run the same command again"
         ]

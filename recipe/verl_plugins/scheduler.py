@@ -8,7 +8,7 @@ verl 0.9.1 has `num_preempted` for preemptions, which vLLM up to 0.28 does not r
 them per request, and with a finished request it returns `kv_transfer_params`, which verl puts into the response's extra
 fields. vLLM's own counters would need its statistics of every token (`disable_log_stats: false`).
 
-vLLM builds the class in its engine's process, as `rollout.engine_kwargs.vllm.scheduler_cls` names it.
+vLLM builds the class in its engine's process, from the class path in `rollout.engine_kwargs.vllm.scheduler_cls`.
 """
 
 from typing import Any
