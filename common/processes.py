@@ -158,7 +158,7 @@ def role(process: psutil.Process) -> str:
     Ray and vLLM set the titles of their processes: "ray::WorkerDict.actor_rollout_update_actor", "VLLM::EngineCore".
     """
     try:
-        words = " ".join(process.cmdline() or [process.name()]).split()
+        words = " ".join(process.cmdline()).split() or [process.name()]
     except psutil.NoSuchProcess:
         return "?"
     if titled := re.match(r"\w+::(\w+)", words[0]):

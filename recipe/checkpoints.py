@@ -136,7 +136,7 @@ def reconcile(metrics_path: Path, attempt_path: Path, checkpoints: Path) -> int:
         attempt_path: the metrics of the last start, merged into the former and removed.
         checkpoints: the folder of `global_step_<N>`.
     """
-    by_step = take_undamaged(metrics_path) | take_undamaged(attempt_path)
+    by_step = take_undamaged(attempt_path) | take_undamaged(metrics_path)  # which has more than verl logs
     complete = complete_checkpoints(checkpoints)
     logged = [done for done in complete if done in by_step]
     step = max(logged or complete, default=0)

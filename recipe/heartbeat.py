@@ -51,7 +51,7 @@ class Heartbeat:
 def read_heartbeats(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what each process of the run in `folder` last wrote, by its name."""
     found = {}
-    for path in folder.glob(f"{FOLDER}/[!.]*"):
-        with contextlib.suppress(ValueError, OSError):  # one that is being replaced
-            found[path.name] = read_json(path)
+    for name in (TRAINER, ACTOR):
+        with contextlib.suppress(ValueError, OSError):  # there is none, it is being replaced, or the file server fails
+            found[name] = read_json(folder / FOLDER / name)
     return found

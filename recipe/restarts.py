@@ -18,14 +18,16 @@ class Ended(NamedTuple):
         step: the last finished one, 0 for none.
         cause: a line, "" where it did not fail.
         see: a file with more.
-        final: no restart can help, as with a full disk.
+        idle: no step was finished.
+        final: why it must not be started again, "" where it may.
     """
 
     kind: str
     step: int
     cause: str = ""
     see: Path | None = None
-    final: bool = False
+    final: str = ""
+    idle: bool = False
 
     def like(self, other: "Ended") -> bool:
         """Tell whether two starts ended at the same step for the same cause."""
@@ -60,7 +62,7 @@ class Restarts:
         same = self.before is not None and ended.like(self.before)
         self.before = ended
         if ended.final:
-            return "a restart would not help"
+            return ended.final
         if same:
             return f"it ended in the same way twice after step {ended.step}"
         if self.used == self.allowed:

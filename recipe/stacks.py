@@ -15,17 +15,17 @@ from pathlib import Path
 
 import psutil
 
-from common.files import write_text
 from common.forked_python import FORK
 from common.processes import REPOSITORY, descendants, python_path, role
 from recipe.heartbeat import read_heartbeats
 
 FOLDER = "stalls"
 DUMP_SECONDS = 30  # for one process; py-spy takes 0.1 to 1 s
-CLUSTER_SECONDS = 180  # for all nodes of a cluster, whose Ray may hang itself
+CLUSTER_SECONDS = 90  # for all nodes of a cluster
+REPORT_SECONDS, POLL_SECONDS = 300, 0.2  # for the whole; Ray may hang itself
 DUMPS_AT_ONCE = 8
 WITHOUT_STACKS = ("raylet", "gcs_server")  # not Python
-STOPPED = re.compile(r"^== (\w+), (process \d+), stopped", re.MULTILINE)
+STOPPED = re.compile(r"^== ([\w.]+), (process \d+), stopped", re.MULTILINE)
 
 
 def stack(process: psutil.Process) -> str:
@@ -43,7 +43,7 @@ def stack(process: psutil.Process) -> str:
 
 def describe(process: psutil.Process) -> str:
     """Describe a process: "== WorkerDict, process 12, stopped, 900 MB", and its stacks; "" for one that has ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):
         name, arguments = role(process), process.cmdline()
         if FORK in arguments or not arguments:  # the client of a fork stands in for it
             return ""
@@ -70,7 +70,7 @@ def describe_cluster() -> str:
     here = ray.remote(num_cpus=0)(describe_node)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     found = {here.options(scheduling_strategy=place).remote(): node for place, node in zip(places, nodes, strict=True)}
-    ready, _ = ray.wait(list(found), num_returns=len(found), timeout=CLUSTER_SECONDS / 2)
+    ready, _ = ray.wait(list(found), num_returns=len(found), timeout=CLUSTER_SECONDS)
     texts = {node["NodeManagerAddress"]: ref for ref, node in found.items()}
     parts = [f"# {name}\n\n{ray.get(ref) if ref in ready else 'no result'}" for name, ref in sorted(texts.items())]
     return "\n\n".join(parts)
@@ -79,19 +79,6 @@ def describe_cluster() -> str:
 def describe_node() -> str:
     """Describe what this process's parent, a raylet, has started."""
     return describe_all(psutil.Process().parent() or psutil.Process())
-
-
-def describe_run() -> str:
-    """Describe the processes of a run: of this process, and of the Ray cluster that the run uses."""
-    text = describe_all(psutil.Process())
-    if not os.environ.get("RAY_ADDRESS"):
-        return text
-    command = [sys.executable, "-m", "recipe.stacks"]
-    try:
-        run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=CLUSTER_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"{text}\n\n# no result from the Ray cluster within {CLUSTER_SECONDS} s"
-    return f"{text}\n\n{run.stdout or f'# failed to inspect the Ray cluster: {run.stderr[-2000:]}'}"
 
 
 def culprit(text: str, reward_path: str | None) -> str:
@@ -108,13 +95,33 @@ def culprit(text: str, reward_path: str | None) -> str:
 
 
 def write_report(folder: Path, stall: str, reward_path: str | None) -> tuple[Path, str]:
-    """Write what every process of a stalled run does to `stalls/<time>.txt`; return its path and what hangs."""
-    text = describe_run()
+    """Write what every process of a stalled run does to `stalls/<time>.txt`; return its path and what hangs.
+
+    The looking is done by a process of its own, which may itself hang at what hangs the run: it then stays behind, and
+    is ended with the run.
+    """
     path = folder / FOLDER / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.txt"
-    shown = "\n".join(f"{name}: {state}" for name, state in read_heartbeats(folder).items())
-    write_text(path, f"{stall}\n\n{shown}\n\n{text}\n")
-    return path, culprit(text, reward_path)
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w") as file:
+        print(
+            f"{stall}\n", *(f"{name}: {state}" for name, state in read_heartbeats(folder).items()), sep="\n", file=file
+        )
+        print(flush=True, file=file)
+        command = [sys.executable, "-m", "recipe.stacks", str(os.getpid())]
+        looking = subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file)
+        until = time.monotonic() + REPORT_SECONDS
+        while looking.poll() is None and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        if looking.poll() is None:
+            print(f"\nended: this took longer than {REPORT_SECONDS} s", file=file)
+    return path, culprit(path.read_text(errors="replace"), reward_path)
+
+
+def main() -> None:
+    print(describe_all(psutil.Process(int(sys.argv[1]))), flush=True)
+    if os.environ.get("RAY_ADDRESS"):
+        print(f"\n{describe_cluster()}")
 
 
 if __name__ == "__main__":
-    print(describe_cluster())
+    main()

@@ -1,6 +1,7 @@
 """One start of a run: verl in processes of its own, followed until they end or hang."""
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from omegaconf import DictConfig, OmegaConf
 
+from common.command import first_line
 from common.files import write_text
 from common.forked_python import FORK, py_executable
 from common.processes import REPOSITORY, ProcessRecord, become_subreaper, end_with_parent, scratch
@@ -57,7 +60,7 @@ class Progress:
 
     def __init__(self, config: DictConfig, keep: int | None, log, alerts: Alerts, may_restart: bool = False):
         self.checkpoints, self.keep, self.log = Path(config.trainer.default_local_dir), keep, log
-        self.alerts, self.may_restart, self.ends_for_memory = alerts, may_restart, False
+        self.alerts, self.may_restart, self.asked_at = alerts, may_restart, 0
         self.attempt, self.metrics_path = attempt_path(config), run_folder(config) / "metrics.jsonl"
         self.lines, self.warnings = StepLines(config.trainer.total_training_steps or 0), Warnings(config)
         self.memory = MemoryWatch(config)
@@ -68,6 +71,7 @@ class Progress:
         for step, metrics in read_metrics(self.metrics_path).items():
             self.warnings.add(step, metrics)  # printed before the resume
             self.accuracy[step] = validation_accuracy(metrics)
+            self.watchdog.add_step(step_seconds(metrics))
         self.unlogged = set(complete_checkpoints(self.checkpoints)) - self.accuracy.keys()
         self.prune(max(self.accuracy, default=0))
 
@@ -88,7 +92,8 @@ class Progress:
                 self.add(step, metrics)
 
     def add(self, step: int, metrics: dict) -> None:
-        metrics = metrics | self.memory.measure()
+        with contextlib.suppress(OSError, psutil.Error):  # a step without them is no reason to end
+            metrics = metrics | self.memory.measure()
         with open(self.metrics_path, "a") as file:
             file.write(format_metrics({step: metrics}))
         print(self.lines.line(step, metrics), flush=True)
@@ -101,9 +106,21 @@ class Progress:
         self.accuracy[step] = validation_accuracy(metrics)
         self.watchdog.add_step(step_seconds(metrics))
         self.prune(step)
-        if self.memory.full and self.may_restart and not self.ends_for_memory:
-            self.ends_for_memory = True
-            (self.metrics_path.parent / STOP).touch()
+        if self.memory.full and self.may_restart and step < (self.lines.total_steps or math.inf):
+            self.end_for_memory()
+
+    def end_for_memory(self) -> None:
+        """Ask the run to save and end, unless it was asked before, by this or by the user."""
+        stop = self.metrics_path.parent / STOP
+        if not self.asked_at and not stop.exists():
+            stop.touch()
+            self.asked_at = stop.stat().st_mtime_ns
+
+    @property
+    def ends_for_memory(self) -> bool:
+        """Whether the run ends for its memory, and the user has not asked for it as well since."""
+        stop = self.metrics_path.parent / STOP
+        return bool(self.asked_at) and stop.exists() and stop.stat().st_mtime_ns == self.asked_at
 
 
 def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, events: Events) -> Stall | None:
@@ -122,7 +139,8 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, 
         time.sleep(POLL_SECONDS)
         stall = progress.watchdog.look()
     progress.collect(last=True)
-    if not read_log(progress.attempt)[1]:  # else the next start keeps the damaged lines aside
+    # Else the next start takes its lines, and keeps the damaged ones aside: a run that hangs may still write.
+    if not stall and not read_log(progress.attempt)[1]:
         progress.attempt.unlink(missing_ok=True)
     return stall
 
@@ -171,8 +189,12 @@ def supervise(config: DictConfig, step: int, record: ProcessRecord, log, journal
 
 def report_stall(config: DictConfig, stall: str) -> Result:
     """Write what the processes of a hanging run do, and return what hangs."""
+    folder = run_folder(config)
     print(f"  {stall}; looking at what each process does", flush=True)
-    report, culprit = stacks.write_report(run_folder(config), stall, config.reward.custom_reward_function.path)
+    try:
+        report, culprit = stacks.write_report(folder, stall, config.reward.custom_reward_function.path)
+    except OSError as error:  # of a file server that fails, which may be why the run hangs
+        report, culprit = folder / "train.log", f"no report: {first_line(error)}"
     return Result(1, f"{stall}; {culprit}" if culprit else stall, report)
 
 

@@ -11,6 +11,7 @@ example: python -m recipe.train justrl_deepseek trainer.nnodes=1 trainer.n_gpus_
 import argparse
 import contextlib
 import copy
+import errno
 import os
 import shutil
 import signal
@@ -44,6 +45,7 @@ from recipe.supervise import STOPPING_SIGNALS, Journal, Result, supervise
 FILES = ("metrics.jsonl", DISCARDED, EVENTS, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP)
 FULL_BYTES = 1 << 20  # less free space than this after a failure means that it was the disk
 KEYS_SHOWN = 20
+PAUSE_SECONDS = 60.0  # before a restart, if no step was finished
 # Keys that differ at every start.
 START_KEYS = ("ray_kwargs.", "trainer.val_before_train", "trainer.max_actor_ckpt_to_keep")
 
@@ -96,7 +98,12 @@ def train(config: DictConfig, restarts: int = 0) -> int:
         counted, journal = Restarts(restarts), Journal(Events(folder), alerts)
         while True:
             began = time.time()
-            ended = attempt(copy.deepcopy(config), log, journal, counted)
+            try:
+                ended = attempt(copy.deepcopy(config), log, journal, counted)
+            except OSError as error:
+                if error.errno == errno.ENOSPC or not restarts:
+                    raise
+                ended = Ended(FAILED, 0, first_line(error), folder / "train.log", idle=True)  # a file server's, perhaps
             if ended.kind in (DONE, STOPPED) or not start_again(ended, config, counted, journal, began):
                 break
         if ended.kind == DONE:
@@ -128,18 +135,23 @@ def start_again(ended: Ended, config: DictConfig, counted: Restarts, journal: Jo
         if counted.allowed:
             print(f"  not started again: {refusal}", file=sys.stderr)
         return False
-    lost = time.time() - max(began, saved_at(Path(config.trainer.default_local_dir)))
+    lost = time.time() - max(began, saved_at(config))
     journal.events.record(RESTART, **details, seconds_lost=round(max(0.0, lost), 1))
     restart = f"restart {counted.used} of {counted.allowed}"
     journal.alerts.send(f"{ended.kind} after step {ended.step}, {restart}: {ended.cause}")
     print(restart, flush=True)
+    if ended.idle:  # what failed at once may need time: a file server, GPUs of a cluster that are not free yet
+        time.sleep(PAUSE_SECONDS)
     return True
 
 
-def saved_at(checkpoints: Path) -> float:
-    """Return when the newest complete checkpoint was finished (seconds since 1970), 0 without one."""
-    newest = max(complete_checkpoints(checkpoints), default=0)
-    return (checkpoints / f"global_step_{newest}" / "data.pt").stat().st_mtime if newest else 0.0
+def saved_at(config: DictConfig) -> float:
+    """Return when the checkpoint that a restart takes was finished (seconds since 1970), 0 without one."""
+    checkpoints, logged = Path(config.trainer.default_local_dir), read_metrics(run_folder(config) / "metrics.jsonl")
+    with contextlib.suppress(OSError):
+        newest = max(step for step in [0, *complete_checkpoints(checkpoints)] if not step or step in logged)
+        return (checkpoints / f"global_step_{newest}" / "data.pt").stat().st_mtime
+    return 0.0
 
 
 def attempt(config: DictConfig, log: TextIO, journal: Journal, counted: Restarts) -> Ended:
@@ -166,7 +178,8 @@ def attempt(config: DictConfig, log: TextIO, journal: Journal, counted: Restarts
     announce(config, step, log)
     log_start = os.fstat(log.fileno()).st_size
     result = supervise(config, step, record, log, journal, counted.allowed - counted.used)
-    return finish(config, result, log_start)
+    ended = finish(config, result, log_start)
+    return ended._replace(idle=ended.step <= step)
 
 
 def finish(config: DictConfig, result: Result, log_start: int) -> Ended:
@@ -175,16 +188,17 @@ def finish(config: DictConfig, result: Result, log_start: int) -> Ended:
     log = folder / "train.log"
     saved = max(complete_checkpoints(checkpoints), default=0)
     step = max(read_metrics(folder / "metrics.jsonl"), default=saved)
+    final = "the file stop asks it to end" if (folder / STOP).exists() and not result.memory_full else ""
     if result.report:
-        return Ended(STALLED, step, result.stall, result.report)
+        return Ended(STALLED, step, result.stall, result.report, final)
     if result.status:
         # Of a full disk torch's error is no more than "iostream error".
         full = checkpoints.is_dir() and shutil.disk_usage(checkpoints).free < FULL_BYTES
         why = f" (no space left in {checkpoints}; earlier checkpoints are kept)" if full else ""
-        return Ended(FAILED, step, cause(log, log_start) + why, log, final=full)
+        return Ended(FAILED, step, cause(log, log_start) + why, log, "the disk is full" if full else final)
     if result.memory_full and saved != config.trainer.total_training_steps:
         return Ended(FULL, step, "the memory of this node is nearly full; a checkpoint was saved", log)
-    if (folder / STOP).exists() and saved != config.trainer.total_training_steps:
+    if final and saved != config.trainer.total_training_steps:
         print(f"stopped on request, saved at step {saved}; the same command continues", file=sys.stderr)
         return Ended(STOPPED, step)
     print(f"training finished: {step} steps")
@@ -212,7 +226,8 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     os.chdir(REPOSITORY)
     for number in STOPPING_SIGNALS:
-        signal.signal(number, interrupt)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, interrupt)
     try:
         config, comparisons = compare(args.config, args.overrides, device(), args.allow)
         require_paper(comparisons)

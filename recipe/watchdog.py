@@ -16,7 +16,7 @@ LEAST_SECONDS = 600.0
 STEPS_OF_SILENCE = 3  # of as many whole steps is a hang, however long a step takes
 # Loading a model, compiling, validation's longer responses and a slow file server: none of them is in a step's time.
 PATIENT_PHASES = (START, SAVE, VALIDATION)
-PATIENT_FACTOR, PATIENT_SECONDS = 3, 1800.0
+PATIENT_FACTOR, PATIENT_SECONDS, START_SECONDS = 3, 1800.0, 3600.0
 STEPS = 5  # the last ones, of which the longest counts
 FIRST_DOING = {"phase": START, "step": 0}  # until verl's trainer writes its own
 
@@ -61,7 +61,7 @@ class Watchdog:
         seconds = self.fixed or own
         if phase not in PATIENT_PHASES:
             return seconds
-        least = PATIENT_SECONDS if self.fixed is None or phase == START else 0.0
+        least = START_SECONDS if phase == START else PATIENT_SECONDS if self.fixed is None else 0.0
         return max(least, PATIENT_FACTOR * seconds)
 
     def look(self) -> Stall | None:

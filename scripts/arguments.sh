@@ -79,5 +79,6 @@ while [ $# -gt 0 ]; do
   shift
 done
 config="${config:-demo}"
+[[ "${JUSTRL_RESTARTS:-0}" =~ ^[0-9]{1,9}$ ]] || die "JUSTRL_RESTARTS=$JUSTRL_RESTARTS: use a number, 0 for none"
 [ -f "recipe/config/$config.yaml" ] ||
   die "unknown config '$config'; there are $(find recipe/config -maxdepth 1 -name '*.yaml' -printf '%f\n' | sed 's/\.yaml$//' | sort | xargs)"

@@ -34,7 +34,7 @@ def test_another_step_cause_or_kind_is_tried_again(other):
 
 
 def test_a_full_disk_is_not_tried_again():
-    assert Restarts(9).refusal(Ended(FAILED, 6, "no space left", final=True)) == "a restart would not help"
+    assert Restarts(9).refusal(Ended(FAILED, 6, "no space left", final="the disk is full")) == "the disk is full"
 
 
 class Stream:

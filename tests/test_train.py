@@ -1,10 +1,12 @@
 """What of the supervisor can be seen without a run."""
 
+import errno
 import io
 import json
 import os
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -201,14 +203,51 @@ def test_a_run_whose_node_is_nearly_full_is_asked_to_save_once_where_it_may_rest
         progress.memory.full = True
         progress.add(2, {"critic/score/mean": 0.5})
         assert (stop.exists(), progress.ends_for_memory) == (may_restart, may_restart)
+        if may_restart:
+            os.utime(stop)
+            assert not progress.ends_for_memory, "now the user asks as well"
         stop.unlink(missing_ok=True)
         progress.add(3, {"critic/score/mean": 0.5})
         assert not stop.exists(), "a start removes the file, and it must not come back"
 
 
+def test_a_run_that_is_full_at_its_last_step_is_not_asked(run, tmp_path):
+    progress = Progress(run, None, io.StringIO(), None, may_restart=True)
+    progress.memory = SimpleNamespace(measure=dict, add=lambda *_: [], full=True)
+    (tmp_path / "run").mkdir()
+    progress.add(run.trainer.total_training_steps, {"critic/score/mean": 0.5})
+    assert not (tmp_path / "run" / STOP).exists()
+
+
+@pytest.mark.parametrize("result", [Result(1), Result(1, "no progress", Path("x"))])
+def test_a_run_that_the_user_asked_to_stop_is_not_started_again(run, tmp_path, monkeypatch, capsys, result):
+    def asked(*_):
+        (tmp_path / "run" / STOP).touch()
+        return result
+
+    monkeypatch.setattr(training, "supervise", asked)
+    assert train(run, restarts=3) == 1
+    assert "not started again: the file stop asks it to end" in capsys.readouterr().err
+
+
+def test_an_error_of_the_file_server_is_tried_again(run, tmp_path, monkeypatch):
+    left = starts(monkeypatch, Result(0))
+    errors = [OSError(errno.ESTALE, "stale file handle")]
+    reconcile = training.reconcile
+    monkeypatch.setattr(
+        training, "reconcile", lambda *a: (_ for _ in ()).throw(errors.pop()) if errors else reconcile(*a)
+    )
+    assert train(run, restarts=1) == 0
+    assert not left
+    errors.append(OSError(errno.ESTALE, "stale file handle"))
+    with pytest.raises(OSError, match="stale"):
+        train(run)
+
+
 def starts(monkeypatch, *results):
     """Replace the starts of a run by results, one after another; returns those that are left."""
     left = list(results)
+    monkeypatch.setattr(training, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(training, "supervise", lambda *_: left.pop(0))
     return left
 

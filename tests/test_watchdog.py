@@ -11,7 +11,7 @@ import pytest
 from common import patience
 from recipe import stacks, watchdog
 from recipe.heartbeat import FOLDER, RUN_FILE, SAVE, START, TRAINER, VALIDATION, Heartbeat, read_heartbeats
-from recipe.watchdog import LEAST_SECONDS, PATIENT_SECONDS, Watchdog
+from recipe.watchdog import LEAST_SECONDS, PATIENT_SECONDS, START_SECONDS, Watchdog
 
 
 @pytest.fixture
@@ -72,7 +72,8 @@ def test_a_checkpoint_that_grows_is_progress(tmp_path, heartbeat, clock):
 def test_the_limit_comes_from_the_runs_own_steps_and_is_larger_for_slow_phases(tmp_path):
     dog = Watchdog(tmp_path, tmp_path, None)
     assert dog.limit("update") == LEAST_SECONDS
-    assert dog.limit(START) == dog.limit(SAVE) == dog.limit(VALIDATION) == PATIENT_SECONDS
+    assert dog.limit(SAVE) == dog.limit(VALIDATION) == PATIENT_SECONDS
+    assert dog.limit(START) == START_SECONDS
     for seconds in (400, 100, 100, 100, 100):
         dog.add_step(seconds)
     assert dog.limit("generation") == 1200
@@ -82,7 +83,7 @@ def test_the_limit_comes_from_the_runs_own_steps_and_is_larger_for_slow_phases(t
     fixed = Watchdog(tmp_path, tmp_path, 20)
     assert fixed.limit("update") == 20
     assert fixed.limit(VALIDATION) == 60
-    assert fixed.limit(START) == PATIENT_SECONDS, "the steps say nothing about a start"
+    assert fixed.limit(START) == START_SECONDS, "the steps say nothing about a start"
 
 
 def test_zero_turns_it_off(tmp_path, heartbeat, clock):

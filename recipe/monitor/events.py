@@ -1,6 +1,7 @@
 """The record of what happened to a run: `events.jsonl`, one JSON object per line."""
 
 import contextlib
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -45,5 +46,9 @@ def restarts(events: list[dict]) -> list[str]:
 
 
 def seconds_lost(events: list[dict]) -> float:
-    """Sum what restarts cost: work that is repeated, and starts."""
-    return sum(event.get("seconds_lost", 0.0) + event.get("start_seconds", 0.0) for event in events)
+    """Sum what restarts cost: work that is repeated, and the starts that follow them."""
+    lost = [event.get("seconds_lost", 0.0) for event in events]
+    lost += [
+        after.get("start_seconds", 0.0) for before, after in itertools.pairwise(events) if before["event"] == RESTART
+    ]
+    return sum(lost)

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 import transfer_queue as tq
 from verl.trainer.ppo.v1 import replay_buffer
 
-from recipe.heartbeat import Heartbeat
 from recipe.verl_plugins.preemptions import preemptions
 
 NEARLY_ALL = 0.9  # of a step's responses; what comes then is the wait for the longest
@@ -25,8 +24,6 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
     whatever the config sets, as long as a whole generation of the demo. `sampler_kwargs.n` is the responses per prompt.
     """
 
-    heartbeat: Heartbeat | None = None  # the trainer's, set by `ShownTrainer`
-
     def __init__(self, *args, sampler_kwargs, **kwargs):
         options = dict(sampler_kwargs)
         self.group_size = options.pop("n", 1)
@@ -34,14 +31,8 @@ class ReplayBuffer(replay_buffer.ReplayBuffer):
         super().__init__(*args, sampler_kwargs=sampler_kwargs, **options, **kwargs)
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
-        self.note_poll(len(self.partitions[partition_id]), len(self.finished_keys[partition_id]))
+        self.polls.append((time.monotonic(), len(self.partitions[partition_id])))
         return super()._wait_for_next_poll(partition_id, last_debug_time)
-
-    def note_poll(self, responses: int, prompts: int) -> None:
-        """Keep how many responses are there, and all responses of how many prompts; show it to the supervisor."""
-        self.polls.append((time.monotonic(), responses))
-        if self.heartbeat:
-            self.heartbeat.set(**self.heartbeat.state | {"done": f"{responses} responses, all of {prompts} prompts"})
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int):
         self.polls.clear()

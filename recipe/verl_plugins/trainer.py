@@ -20,6 +20,9 @@ from recipe.heartbeat import SAVE, START, TRAINER, VALIDATION, Heartbeat
 # verl's methods with which a phase of a run begins; each lasts until the next begins.
 PHASES = {
     "_setup": START,
+    "_init_resource_pool_mgr": START,  # after the data loader
+    "_load_checkpoint": START,  # after actor and engines
+    "on_init_end": START,  # the first weight transfer
     "_validate": VALIDATION,
     "on_sample_begin": "generation",
     "_compute_old_log_prob": "old log-probs",
@@ -53,7 +56,17 @@ class ShownTrainer(PPOTrainerSync):
     def __init__(self, config):
         self.heartbeat, self.global_steps = Heartbeat(TRAINER), 0
         super().__init__(config)
-        self.replay_buffer.heartbeat = self.heartbeat
+        if hasattr(self.replay_buffer, "_wait_for_next_poll"):  # another class may wait in its own way
+            self.wait, self.replay_buffer._wait_for_next_poll = self.replay_buffer._wait_for_next_poll, self.show_poll
+
+    def show_poll(self, partition_id: str, *args):
+        """Show how many responses are there, and all responses of how many prompts, then wait for the next poll."""
+        responses, prompts = (
+            len(keys[partition_id]) for keys in (self.replay_buffer.partitions, self.replay_buffer.finished_keys)
+        )
+        done = f"{responses} responses, all of {prompts} prompts"
+        self.heartbeat.set(**self.heartbeat.state | {"done": done})
+        return self.wait(partition_id, *args)
 
 
 def shown(method: Callable, phase: str) -> Callable:
@@ -61,7 +74,7 @@ def shown(method: Callable, phase: str) -> Callable:
 
     @functools.wraps(method)
     def wrapped(self, *args, **kwargs):
-        self.heartbeat.set(phase=phase, step=self.global_steps)
+        self.heartbeat.set(phase=phase, step=self.global_steps, call=method.__name__)
         return method(self, *args, **kwargs)
 
     return wrapped
