@@ -79,9 +79,8 @@ def disturb(run: subprocess.Popen, folder, flags, until: int, faults: int, chanc
         print(f"step {last_step(folder)}: {kind[0]} {kind[1].name if kind[1] else ''}", flush=True)
         strike(run, flags, kind)
         wait(run, lambda: restarts(folder) > before)  # noqa: B023
-        for flag in flags.glob("*"):
-            if flag.is_file():
-                flag.unlink()
+        for flag in ("hang", "raise"):
+            (flags / flag).unlink(missing_ok=True)
         started = len(read_events(folder))
         wait(run, lambda: len(read_events(folder)) > started)  # noqa: B023
 
