@@ -16,7 +16,7 @@ from tests.test_run_slow import assert_nothing_is_left, experiment
 from tests.test_survival_slow import data_loader, problems, seen
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
-STALL_SECONDS = 60  # more than a loaded machine takes between two signs of progress
+STALL_SECONDS = 45  # more than a loaded machine takes between two signs of progress
 # The role of a process, and the phase in which it is stopped.
 HANGS = [
     ("EngineCore", "generation"),
