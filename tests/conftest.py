@@ -29,7 +29,14 @@ ENDING_SECONDS = 300  # of processes that were killed
 SHARED = ROOT.parent / "shared" / "data"
 
 
-LONGEST_FIRST = ("test_survival_slow", "test_run_slow", "test_cluster_slow", "test_generate_slow", "test_slurm")
+LONGEST_FIRST = (
+    "test_hangs_slow",
+    "test_survival_slow",
+    "test_run_slow",
+    "test_cluster_slow",
+    "test_generate_slow",
+    "test_slurm",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
