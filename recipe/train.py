@@ -98,12 +98,7 @@ def train(config: DictConfig, restarts: int = 0) -> int:
         counted, journal = Restarts(restarts), Journal(Events(folder), alerts)
         while True:
             began = time.time()
-            try:
-                ended = attempt(copy.deepcopy(config), log, journal, counted)
-            except OSError as error:
-                if error.errno == errno.ENOSPC or not restarts:
-                    raise
-                ended = Ended(FAILED, 0, first_line(error), folder / "train.log", idle=True)  # a file server's, perhaps
+            ended = attempt_despite_errors(copy.deepcopy(config), log, journal, counted)
             if ended.kind in (DONE, STOPPED) or not start_again(ended, config, counted, journal, began):
                 break
         if ended.kind == DONE:
@@ -152,6 +147,16 @@ def saved_at(config: DictConfig) -> float:
         newest = max(step for step in [0, *complete_checkpoints(checkpoints)] if not step or step in logged)
         return (checkpoints / f"global_step_{newest}" / "data.pt").stat().st_mtime
     return 0.0
+
+
+def attempt_despite_errors(config: DictConfig, log: TextIO, journal: Journal, counted: Restarts) -> Ended:
+    """Do as `attempt`, but where restarts are allowed take an error as a failure: a file server may be back soon."""
+    try:
+        return attempt(config, log, journal, counted)
+    except OSError as error:
+        if error.errno == errno.ENOSPC or not counted.allowed:
+            raise
+        return Ended(FAILED, 0, first_line(error), run_folder(config) / "train.log", idle=True)
 
 
 def attempt(config: DictConfig, log: TextIO, journal: Journal, counted: Restarts) -> Ended:

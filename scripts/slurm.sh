@@ -33,7 +33,7 @@ train_on_slurm() {
   read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   # No time limit: srun fails with its node, and the node has just answered recipe.nodes.
   [ -n "$address" ] || read -r address _ < <(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I)
-  export RAY_ADDRESS="$address:$JUSTRL_RAY_PORT" RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
+  export RAY_ADDRESS="$address:$JUSTRL_RAY_PORT" RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_task_events_report_interval_ms=0
   RAY_AUTH_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
   local setting
   while read -r setting; do export "${setting?}"; done < <(python -m common.ray_start)
