@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from common.processes import RAY_PATIENCE
+from common.processes import LIBC, PR_SET_CHILD_SUBREAPER, RAY_PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 # A loaded machine may stall in the middle of an example; no test asserts wall-clock time.
@@ -47,6 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return place, item.get_closest_marker("slow") is None
 
     items.sort(key=order)
+
+
+@pytest.fixture(autouse=True)
+def no_subreaper():
+    """Leave to init what a test leaves behind, where it made this process a subreaper: a zombie looks alive."""
+    yield
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 @pytest.fixture(scope="session")
