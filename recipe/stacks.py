@@ -1,6 +1,7 @@
 """What the processes of a run are doing, for the report of a stall: their states, and their stacks by py-spy.
 
-RAY_ADDRESS=HOST:PORT python -m recipe.stacks    # the processes of each node of a Ray cluster
+`python -m recipe.stacks PID` prints them for the descendants of a process and, where RAY_ADDRESS is set, for what the
+raylet of each node has started.
 """
 
 import concurrent.futures
