@@ -74,19 +74,20 @@ def fork_server_command(socket: str) -> list[str]:
 def fork_server(tmp_path_factory) -> dict[str, str]:
     """The environment in which runs are forked from a server that outlives them: saves each of them 20 s of imports.
 
-    A run that dies must leave nothing that was forked from it either, which is looked at when all have ended.
+    A run that dies must leave nothing that was forked from it either, which is looked at when all have ended. The
+    server is no child of this process, since a run that a test makes in this process ends all its descendants.
     """
     import psutil
 
     socket = str(tmp_path_factory.mktemp("fork") / "socket")
-    server = subprocess.Popen(fork_server_command(socket), cwd=ROOT, start_new_session=True)
+    subprocess.run(["setsid", "--fork", *fork_server_command(socket)], cwd=ROOT, check=True)
+    (server,) = (process for process in psutil.process_iter(["cmdline"]) if socket in (process.info["cmdline"] or ()))
     while not os.path.exists(socket):
-        assert server.poll() is None, "the fork server ended"
+        assert server.status() != psutil.STATUS_ZOMBIE, "the fork server ended"
         time.sleep(0.2)
     yield os.environ | {"JUSTRL_FORK_SERVER": socket, "JUSTRL_PYTHON": sys.executable, "JUSTRL_DEVICE": "cpu"}
-    _, left = psutil.wait_procs(psutil.Process(server.pid).children(), timeout=ENDING_SECONDS)
+    _, left = psutil.wait_procs(server.children(), timeout=ENDING_SECONDS)
     server.kill()
-    server.wait()
     assert not left
 
 
