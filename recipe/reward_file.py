@@ -14,7 +14,7 @@ from common.command import first_line
 from common.processes import REPOSITORY
 
 KEY = "reward.custom_reward_function"
-OURS = {REPOSITORY / "reward" / name for name in ("justrl.py", "robust.py")}
+OURS = {REPOSITORY / "reward" / name for name in ("justrl.py", "robust.py", "released.py")}
 ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")  # as verl's reward managers pass them
 
 

@@ -214,7 +214,7 @@ def test_another_config_is_another_objective(batch, override):
     assert verl_loss(other, batch)[0] != pytest.approx(hand_loss(batch)[0], rel=1e-4)
 
 
-def release_weights(lengths: list[list[int]]) -> list[np.ndarray]:
+def release_weights(lengths: list[list[int]], prompt=PROMPT_LENGTH, budget=RANK_TOKENS) -> list[np.ndarray]:
     """Return the weight of a token of each response, a list per rank, in the loss of verl 0.4.
 
     `DataParallelPPOActor.update_policy` of 0.4 takes the token mean of each micro-batch, weighs it by the micro-batch's
@@ -223,11 +223,11 @@ def release_weights(lengths: list[list[int]]) -> list[np.ndarray]:
     """
     from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
-    needed = max(min(len(rank), math.ceil(sum(n + PROMPT_LENGTH for n in rank) / RANK_TOKENS)) for rank in lengths)
+    needed = max(min(len(rank), math.ceil(sum(n + prompt for n in rank) / budget)) for rank in lengths)
     weights = []
     for rank in lengths:
         weight = np.zeros(len(rank))
-        for rows in get_seqlen_balanced_partitions([n + PROMPT_LENGTH for n in rank], needed, equal_size=False):
+        for rows in get_seqlen_balanced_partitions([n + prompt for n in rank], needed, equal_size=False):
             weight[rows] = len(rows) / len(rank) / sum(rank[i] for i in rows) / len(lengths)
         weights.append(weight)
     return weights
@@ -242,13 +242,17 @@ def test_release_weighs_the_tokens_of_a_micro_batch_by_its_responses():
     assert release_weights([[5000] * 12])[0] * 60000 == pytest.approx(1)  # equal lengths: no difference
 
 
+def release_lengths() -> np.ndarray:
+    """Return lengths like those of a run's first steps, (steps, responses)."""
+    return np.minimum(np.random.default_rng(0).lognormal(math.log(6500), 0.7, (10, 2048)), LONGEST).astype(int)
+
+
 def test_release_weighs_short_responses_a_little_more():
     """FIDELITY.md's figures: steps of 2,048 responses on 32 ranks, lengths log-normal, truncated at 15,360 tokens."""
     from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
-    drawn = np.minimum(np.random.default_rng(0).lognormal(math.log(6500), 0.7, (10, 2048)), LONGEST).astype(int)
     released, ours = np.zeros(4), np.zeros(4)
-    for step in drawn:
+    for step in release_lengths():
         quarters = np.quantile(step, (0.25, 0.5, 0.75))
         ranks = [step[rows] for rows in get_seqlen_balanced_partitions(step.tolist(), RANKS, equal_size=True)]
         for update in range(4):
