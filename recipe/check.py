@@ -156,7 +156,7 @@ def compare(name: str, overrides: list[str], device: str, allow: list[str]) -> t
         if keys.get(key) != base_keys.get(key) and not matches(key, ACKNOWLEDGED):
             meant = matches(key, own) and keys.get(key) == shipped_keys.get(key)
             expected = (base_keys if meant else shipped_keys).get(key)  # an override may also be of an arm's value
-            value = Value(key, expected, "this recipe", "not stated", matches(key, MACHINE))
+            value = Value(key, expected, "this recipe", "not stated", matches(key, MACHINE) and not meant)
             found.append(comparison(value, value.value, keys.get(key), allowed=meant or matches(key, patterns)))
     return config, found
 

@@ -142,11 +142,8 @@ def graded_by_verl_0_4(response: str, reference: str) -> float:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig
     from math_verify.metric import math_metric
 
-    targets = {
-        "gold_extraction_target": (LatexExtractionConfig(),),
-        "pred_extraction_target": (ExprExtractionConfig(), LatexExtractionConfig()),
-    }
-    return math_metric(**targets)([rf"\boxed{{{reference}}}"], [response])[0]
+    metric = math_metric((LatexExtractionConfig(),), (ExprExtractionConfig(), LatexExtractionConfig()))
+    return metric([rf"\boxed{{{reference}}}"], [response])[0]
 
 
 @pytest.mark.parametrize(
