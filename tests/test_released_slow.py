@@ -1,0 +1,58 @@
+"""The arm `as_released` trains for real steps of the demo, and what it changes shows in the metrics."""
+
+import json
+import subprocess
+
+import pytest
+
+from recipe.monitor.metrics import read_metrics
+from tests.conftest import HANGING_SECONDS, ROOT
+from tests.test_run_slow import experiment
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
+
+
+@pytest.fixture(scope="module")
+def run(fork_server):
+    """The folder of a run of two steps on two ranks, whose micro-batches hold some twenty responses each."""
+    folder = experiment("test_as_released")
+    overrides = [
+        f"trainer.experiment_name={folder.name}",
+        "trainer.total_training_steps=2",
+        "trainer.save_freq=-1",
+        "data.val_max_samples=16",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
+        "trainer.n_gpus_per_node=2",
+        "ray_kwargs.ray_init.num_gpus=2",
+        "ray_kwargs.ray_init.num_cpus=9",
+    ]
+    done = subprocess.run(
+        [".venv/bin/python", "-m", "recipe.train", "demo", "+arms=as_released", *overrides],
+        cwd=ROOT,
+        env=fork_server,
+        capture_output=True,
+        text=True,
+        timeout=HANGING_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_training_is_scored_by_the_strict_box_and_validation_by_math_verify(run):
+    metrics = read_metrics(run / "metrics.jsonl")[2]
+    assert (metrics["critic/score/min"], metrics["critic/score/max"]) == (-1, 1)
+    assert metrics["val-core/demo/acc/mean@4"] == metrics["val-aux/demo/reward/mean@4"]
+    lines = [json.loads(line) for line in (run / "validation" / "2.jsonl").read_text().splitlines()]
+    assert {line["score"] for line in lines} == {0, 1}
+
+
+def test_the_entropy_of_verl_0_4_is_logged_beside_the_correct_one(run):
+    for step in (1, 2):
+        metrics = read_metrics(run / "metrics.jsonl")[step]
+        assert 0 < metrics["actor/entropy_as_released"] < 0.99 * metrics["actor/entropy"]
+
+
+def test_the_loss_is_finite_and_moves_the_weights(run):
+    metrics = read_metrics(run / "metrics.jsonl")[2]
+    assert metrics["actor/pg_loss"] == pytest.approx(0, abs=1)
+    assert metrics["actor/grad_norm"] > 0
