@@ -64,7 +64,7 @@ record.end_descendants()
 
 
 def test_a_descendant_that_got_another_parent_is_recorded_and_ended(tmp_path):
-    """As the orphans of a fork server's fork do, which the kernel gives to init or to another subreaper."""
+    """When a fork server's fork ends, the kernel gives its child processes to init or to another subreaper."""
     code = f"""
 import subprocess, sys, time, psutil
 from pathlib import Path
