@@ -60,7 +60,7 @@ fi
 data_folder="${JUSTRL_DATA:-data}"
 bench="$data_folder/bench" evaluation=()
 if [[ "$config" = demo* ]]; then
-  bench="$data_folder/$config" evaluation=(--tasks test --samples 4 --max-tokens 64 --prompt training)
+  bench="$data_folder/demo" evaluation=(--tasks test --samples 4 --max-tokens 64 --prompt training)
 fi
 read -ra extra <<<"${JUSTRL_EVAL:-}"
 

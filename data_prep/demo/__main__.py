@@ -2,7 +2,7 @@
 
 Writes `train.parquet` and `test.parquet`, sums of two-digit numbers, and a Qwen2 of half a million parameters that
 solves a minority of them, so that RL has something to do. The model is kept, and made again when its settings change.
-With --hard the sums have three terms, and the model often makes mistakes where it works them out.
+With --hard the model makes a mistake in half of the sums that it works out.
 """
 
 import argparse
@@ -18,11 +18,11 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the problems")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--hard", action="store_true", help="make those of the config demo_hard")
+    parser.add_argument("--hard", action="store_true", help="make the model of the config demo_hard")
     parser.add_argument("--seed", type=int, default=0, help="of the problems, the weights and the order (%(default)s)")
     args = parser.parse_args()
     settings = (model.HARD if args.hard else model.SETTINGS) | {"seed": args.seed}
-    problems.write(args.data, seed=args.seed, terms=settings["terms"])
+    problems.write(args.data, seed=args.seed)
     model.write(args.model, settings)
 
 

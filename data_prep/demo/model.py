@@ -11,12 +11,11 @@ import shutil
 from pathlib import Path
 
 from common.files import write_text
-from data_prep.demo.problems import TEST, TRAIN, all_problems, split
+from data_prep.demo.problems import TEST, TRAIN, Problem, all_problems, split
 from data_prep.prompt import training_prompt
 
 SETTINGS = {
     "seed": 0,
-    "terms": 2,  # of the sums
     "hidden_size": 128,
     "layers": 2,
     "vocab_size": 400,  # bytes, merges and special tokens at most
@@ -25,8 +24,9 @@ SETTINGS = {
     "learning_rate": 4e-3,
     "all_worked": 0.7,  # fraction of the steps in which every answer is worked out
     "worked": 0.4,  # fraction of worked answers in the others
+    "slips": 0.0,  # fraction of these with a mistake in the work
 }
-HARD = SETTINGS | {"terms": 3, "steps": 1000}  # it makes a mistake in half of the sums that it works out
+HARD = SETTINGS | {"slips": 0.5}
 SETTINGS_FILE = "justrl_backbone.json"
 
 # verl's Qwen chat handling wants <|im_end|> to exist and a newline to be exactly one token.
@@ -39,11 +39,11 @@ MAX_POSITIONS = 32768
 IGNORED_LABEL = -100
 
 
-def build_tokenizer(vocab_size: int, terms: int):
+def build_tokenizer(vocab_size: int):
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
-    texts = [f"{training_prompt(p.text)}\nsystem\nuser\nassistant\n{p.worked}" for p in all_problems(terms)]
+    texts = [f"{training_prompt(p.text)}\nsystem\nuser\nassistant\n{p.worked}" for p in all_problems()]
     tokenizer = Qwen2Tokenizer(model_max_length=MAX_POSITIONS).train_new_from_iterator(
         texts,
         vocab_size,
@@ -84,10 +84,10 @@ def supervised_examples(tokenizer, settings: dict) -> list[dict]:
     """
     rng = random.Random(settings["seed"])
     count = settings["steps"] * settings["batch_size"]
-    problems = rng.choices(split(TRAIN, TEST, settings["seed"], settings["terms"])[0], k=count)
+    problems = rng.choices(split(TRAIN, TEST, settings["seed"])[0], k=count)
     mixed_from = settings["all_worked"] * count
     answers = [
-        problem.worked if number < mixed_from or rng.random() < settings["worked"] else problem.guess(rng)
+        problem.worked if number < mixed_from else mixed_answer(problem, settings, rng)
         for number, problem in enumerate(problems)
     ]
     turns = [[{"role": "user", "content": training_prompt(problem.text)}] for problem in problems]
@@ -97,6 +97,13 @@ def supervised_examples(tokenizer, settings: dict) -> list[dict]:
         {"input_ids": prompt + answer, "labels": [IGNORED_LABEL] * len(prompt) + answer}
         for prompt, answer in zip(prompt_ids, answer_ids, strict=True)
     ]
+
+
+def mixed_answer(problem: Problem, settings: dict, rng: random.Random) -> str:
+    """Return a worked answer, one with a mistake in its work, or a guess."""
+    if rng.random() >= settings["worked"]:
+        return problem.guess(rng)
+    return problem.slip(rng) if settings["slips"] and rng.random() < settings["slips"] else problem.worked
 
 
 def warm_start(model, tokenizer, examples: list[dict], settings: dict) -> None:
@@ -132,7 +139,7 @@ def write(path: Path, settings: dict) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = build_tokenizer(settings["vocab_size"], settings["terms"])
+    tokenizer = build_tokenizer(settings["vocab_size"])
     model = build_model(tokenizer, settings)
     print(f"{model.num_parameters() / 1e6:.2f} million parameters, {len(tokenizer)} tokens")
     warm_start(model, tokenizer, supervised_examples(tokenizer, settings), settings)
