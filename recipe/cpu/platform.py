@@ -5,12 +5,14 @@ verl loads this module in every process because `recipe.cpu.environment.ENVIRONM
 Nothing here changes what a run computes.
 """
 
+import functools
 import importlib.metadata
 import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
+from torch.distributed.fsdp import sharded_grad_scaler
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.utils import distributed
@@ -105,3 +107,5 @@ if torch.cuda.is_available() and os.environ.get("JUSTRL_DEVICE") != "cpu":
     raise RuntimeError("this machine has a GPU; set JUSTRL_DEVICE=cpu to run on the CPU all the same")
 importlib.metadata.version = version
 distributed.initialize_global_process_group_ray = initialize
+# Of the arm fp16: torch switches a loss scaler for its default device, cuda, off where there is none.
+sharded_grad_scaler.ShardedGradScaler = functools.partial(sharded_grad_scaler.ShardedGradScaler, "cpu")
