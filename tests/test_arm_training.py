@@ -110,7 +110,7 @@ def test_the_rate_falls_along_half_a_cosine_to_a_tenth():
     assert set(rates(config_of(BASELINE))[10:]) == {RATE}
 
 
-FP16 = """
+ENGINE = """
 import os, torch
 from types import SimpleNamespace
 from verl.utils import distributed
@@ -121,11 +121,12 @@ from tests.test_attention import tiny_model
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29534", "RANK": "0", "WORLD_SIZE": "1"}
 distributed.initialize_global_process_group_ray()
 
-def engine(*overrides):
-    config = compose("demo", list(overrides), "cpu").actor_rollout_ref.actor
+def engine(*overrides, part="actor"):
+    config = compose("demo", list(overrides), "cpu").actor_rollout_ref
     made = object.__new__(Engine)
-    made.engine_config = omega_conf_to_dataclass(config).engine
-    made.optimizer_config = omega_conf_to_dataclass(config).optim
+    made.engine_config = omega_conf_to_dataclass(config[part].fsdp_config)
+    object.__setattr__(made.engine_config, "strategy", config[part].strategy)  # as FSDPActorConfig does
+    made.optimizer_config = omega_conf_to_dataclass(config.actor.optim)
     made.model_config = SimpleNamespace(lora_rank=0, enable_activation_offload=False)
     made.device_mesh = torch.distributed.init_device_mesh("cpu", (1,))
     made._is_offload_param, made._qat_enabled = False, False
@@ -133,9 +134,13 @@ def engine(*overrides):
     made.optimizer = made._build_optimizer(made.module)
     return made
 
-def update(made, factor):
+def logits_of(made):
     with torch.autocast("cpu", made._autocast_dtype):
-        logits = made.module(input_ids=torch.arange(5)[None], use_cache=False).logits
+        return made.module(input_ids=torch.arange(5)[None], use_cache=False).logits
+"""
+FP16 = """
+def update(made, factor):
+    logits = logits_of(made)
     loss = factor * logits.float().logsumexp(-1).mean()
     made.optimizer.zero_grad()
     (made.scaler.scale(loss) if made.scaler else loss).backward()
@@ -159,6 +164,19 @@ assert arm.scaler.get_scale() == 2**15
 
 def test_fp16_computes_in_float16_and_scales_the_loss():
     """And `fsdp_config.dtype` does neither. An update that overflows is skipped, and halves the scale."""
-    done = python(FP16)
+    done = python(ENGINE + FP16)
     assert done.returncode == 0, done.stderr[-2000:]
     assert config_of("fp16").actor_rollout_ref.rollout.dtype == "float16"
+
+
+REFERENCE = """
+actor, reference = engine(), engine("+arms=kl_loss", part="ref")
+assert reference._uses_fsdp2_cpu_offload_policy
+assert torch.equal(logits_of(reference), logits_of(actor))
+"""
+
+
+def test_the_reference_model_computes_what_the_initial_actor_does():
+    """In the actor's precision, so that the KL loss starts at nothing, and on the CPU without pinned memory."""
+    done = python(ENGINE + REFERENCE)
+    assert done.returncode == 0, done.stderr[-2000:]
