@@ -24,7 +24,8 @@ from recipe.check import compare, require_paper
 from recipe.compose import config_names
 from recipe.preflight import run_folder
 
-SEEDS = ("data.seed", "actor_rollout_ref.rollout.seed")
+# Key to its value for seed 1; an engine's seed is this plus its number, so that no two runs share any.
+SEEDS = {"data.seed": 1, "actor_rollout_ref.rollout.seed": 1000}
 NAME = "trainer.experiment_name"
 
 
@@ -46,7 +47,7 @@ class Run(NamedTuple):
     def arguments(self) -> list[str]:
         """The arguments of recipe.train, and of run_justrl.sh."""
         chosen = [f"+arms=[{','.join(self.arms)}]"] if self.arms else []
-        seeds = [f"{key}={self.seed}" for key in SEEDS]
+        seeds = [f"{key}={first * self.seed}" for key, first in SEEDS.items()]
         allowed = [part for key in [*SEEDS, *self.allow] for part in ("--allow", key)]
         return [self.config, *chosen, *seeds, f"{NAME}={self.name}", *self.overrides, *allowed]
 

@@ -43,7 +43,7 @@ def test_runs_of_a_round_differ_in_their_arms_alone(command):
         "x_overlong_seed2",
     ]
     assert [config.data.seed for config in configs] == [1, 1, 2, 2]
-    assert [config.actor_rollout_ref.rollout.seed for config in configs] == [1, 1, 2, 2]
+    assert [config.actor_rollout_ref.rollout.seed for config in configs] == [1000, 1000, 2000, 2000]
     assert {config.trainer.total_training_steps for config in configs} == {7}
     assert ["max_resp_len" in (config.reward.get("reward_kwargs") or {}) for config in configs] == [False, True] * 2
 

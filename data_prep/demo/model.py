@@ -26,7 +26,7 @@ SETTINGS = {
     "all_worked": 0.7,  # fraction of the steps in which every answer is worked out
     "worked": 0.4,  # fraction of worked answers in the others
 }
-HARD = SETTINGS | {"terms": 3}
+HARD = SETTINGS | {"terms": 3, "steps": 1000}  # it makes a mistake in half of the sums that it works out
 SETTINGS_FILE = "justrl_backbone.json"
 
 # verl's Qwen chat handling wants <|im_end|> to exist and a newline to be exactly one token.
