@@ -134,7 +134,7 @@ class ProcessRecord:
     def update(self) -> None:
         """Write the living descendants of this process, id to `start_ticks`, and the boot that these belong to.
 
-        What was one stays: an orphan of a fork server's fork gets another parent than this process.
+        What was one stays: an child of a fork server's fork gets another parent than this process.
         """
         alive = {process.pid: self.recorded[process.pid] for process in still_alive(self.recorded)}
         for process in living_descendants():

@@ -1,9 +1,10 @@
 """Train a baseline and arms with the same seeds, one run after the other: python -m recipe.compare demo overlong gspo
 
-Each run has its own folder, outputs/CONFIG_ARM_seedK. A run that is done is skipped, one that was interrupted
-continues, and one that fails is reported while the others go on. `python -m eval.report` compares the runs. Seeds are
-those of the data's order and of the rollouts; all seeds of a round go before the next seed, so that arms can be
-compared as soon as the first round is done. Exit status: 0 all runs are done, 1 some are not, 2 wrong use.
+Each run has its own folder, outputs/CONFIG_ARM_seedK; trainer.experiment_name=NAME takes the place of CONFIG. A run
+that is done is skipped, one that was interrupted continues, and one that fails is reported while the others go on.
+`python -m eval.report` compares the runs. Seeds are those of the data's order and of the rollouts; all of a seed go
+before the next seed, so that arms can be compared as soon as the first is done. Exit status: 0 all runs are done,
+1 some are not, 2 wrong use.
 
 An arm is a name or several, separated by commas. For a Slurm array, --print prints a command for each run:
   python -m recipe.compare justrl_deepseek overlong --print | sed -n "${SLURM_ARRAY_TASK_ID}p"
@@ -65,15 +66,17 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
     Raises:
         ValueError: an arm is unknown, or a config differs from the paper without leave; one line.
     """
-    overrides = [each for each in args.arms if "=" in each]
-    if own := [each for each in overrides if each.lstrip("+").split("=")[0] in (*SEEDS, NAME)]:
-        raise ValueError(f"{own[0]}: each run has its own; use --seeds and --name")
+    names = [each for each in args.arms if each.startswith(f"{NAME}=")]
+    prefix = names[-1].partition("=")[2] if names else args.config
+    overrides = [each for each in args.arms if "=" in each and each not in names]
+    if own := [each for each in overrides if each.lstrip("+").split("=")[0] in SEEDS]:
+        raise ValueError(f"{own[0]}: each run has its own seed; use --seeds")
     arms = [(), *(tuple(arm.split(",")) for arm in args.arms if "=" not in arm)]
     for arm in arms:
-        Run(args.config, args.config, arm, 1, overrides, args.allow).folder()
+        Run(args.config, prefix, arm, 1, overrides, args.allow).folder()
     planned = []
     for seed in range(1, args.seeds + 1):
-        planned += [Run(args.config, args.name or args.config, arm, seed, overrides, args.allow) for arm in arms]
+        planned += [Run(args.config, prefix, arm, seed, overrides, args.allow) for arm in arms]
     return planned
 
 
@@ -106,7 +109,6 @@ def main() -> None:
     arms = f"arms ({', '.join(arm_names())}) and overrides"
     parser.add_argument("arms", nargs="*", metavar="arm | key=value", help=arms)
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 1 to N (default: %(default)s)")
-    parser.add_argument("--name", metavar="NAME", help="first part of the runs' names (default: the config's)")
     parser.add_argument("--allow", action="append", default=[], metavar="KEY", help="as of recipe.train")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--print", action="store_true", help="print a command for each run, and train nothing")

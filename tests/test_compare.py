@@ -29,7 +29,9 @@ def test_every_round_has_the_baseline_and_all_arms(command):
 
 
 def test_runs_of_a_round_differ_in_their_arms_alone(command):
-    lines = command("demo", "overlong", "--seeds", "2", "--print", "trainer.total_training_steps=7", "--name", "x")
+    lines = command(
+        "demo", "overlong", "--seeds", "2", "--print", "trainer.total_training_steps=7", f"{compare.NAME}=x"
+    )
     configs = []
     for line in lines:
         script, name, *arguments = shlex.split(line)
@@ -52,8 +54,7 @@ def test_runs_of_a_round_differ_in_their_arms_alone(command):
     ("arguments", "message"),
     [
         (["demo", "nothing"], "unknown arm 'nothing'; there are "),
-        (["demo", "overlong", "data.seed=4"], "data.seed=4: each run has its own; use --seeds and --name"),
-        (["demo", "trainer.experiment_name=x"], "each run has its own"),
+        (["demo", "overlong", "data.seed=4"], "data.seed=4: each run has its own seed; use --seeds"),
         (["demo", "+trainer.nothing=4"], "unknown key trainer.nothing"),
         (["justrl_deepseek", "overlong", "data.train_batch_size=128"], "data.train_batch_size: expected 256"),
     ],

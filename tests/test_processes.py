@@ -64,7 +64,7 @@ record.end_descendants()
 
 
 def test_a_descendant_that_got_another_parent_is_recorded_and_ended(tmp_path):
-    """As the orphans of a fork server's fork do, which the kernel gives to init or to another subreaper."""
+    """When a fork server's fork ends, the kernel gives its child processes to init or to another subreaper."""
     code = f"""
 import subprocess, sys, time, psutil
 from pathlib import Path
@@ -72,16 +72,16 @@ from common.processes import ProcessRecord, living_descendants
 shell = subprocess.Popen(["sh", "-c", '"$@" & wait', "sh", *{SLEEP!r}])
 while len(psutil.Process(shell.pid).children()) == 0:
     time.sleep(0.05)
-orphan = psutil.Process(shell.pid).children()[0]
+escaped = psutil.Process(shell.pid).children()[0]
 record = ProcessRecord(Path({str(tmp_path)!r}))
 record.update()
 shell.kill()
 shell.wait()
-assert orphan.is_running() and orphan not in living_descendants()
+assert escaped.is_running() and escaped not in living_descendants()
 record.update()
-assert str(orphan.pid) in record.path.read_text()
+assert str(escaped.pid) in record.path.read_text()
 record.end_descendants()
-assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+assert not escaped.is_running() or escaped.status() == psutil.STATUS_ZOMBIE
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGING_SECONDS)
     assert done.returncode == 0, done.stderr
