@@ -27,6 +27,7 @@ CONFIG_FOLDER = REPOSITORY / "recipe" / "config"
 
 # Keys that verl 0.9.1 reads although its own YAML files do not declare them, each with the reader.
 UNDECLARED_KEYS = {
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision": "verl.workers.config.FSDPEngineConfig",
     "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "verl.trainer.main_ppo.TaskRunnerV1",
     "actor_rollout_ref.rollout.custom.validation_response_length": "recipe.verl_plugins.agent_loops",

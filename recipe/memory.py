@@ -86,7 +86,8 @@ def phases(config: DictConfig, shape: dict, gpu_bytes: float, gpus: int) -> dict
     computing = {"weights": weights, "gathered weights": gathered}
     served = 2 * parameters(shape) / rollout.tensor_model_parallel_size
     # A layer's own activations and the logits with their gradient never coexist: the larger counts.
-    layer_or_logits = max(4 * logits + BLOCK_COPIES * LOG_PROBS_BLOCK, 2 * tokens * (17 * hidden + 6 * mlp))
+    copies = 3 if actor.entropy_coeff else 2  # an entropy bonus has a gradient of its own
+    layer_or_logits = max(2 * copies * logits + BLOCK_COPIES * LOG_PROBS_BLOCK, 2 * tokens * (17 * hidden + 6 * mlp))
     return {
         "update": computing
         | {"gradients": weights, "optimizer": 2 * weights}

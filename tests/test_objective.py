@@ -39,7 +39,11 @@ def actor(config):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Four groups of eight responses of 1 to 20 tokens, as lists of arrays; ratios cover every branch."""
+    return make_batch()
+
+
+def make_batch():
+    """Return four groups of eight responses of 1 to 20 tokens, as lists of arrays; ratios cover every branch."""
     rng = np.random.default_rng(0)
     advantages = hand_advantages(REWARDS).ravel()
     lengths = rng.integers(1, 21, REWARDS.size)
@@ -60,12 +64,12 @@ def hand_advantages(rewards: np.ndarray) -> np.ndarray:
     return (rewards - mean) / (deviation + 1e-6)
 
 
-def hand_surrogate(ratio: float, advantage: float) -> tuple[float, float]:
+def hand_surrogate(ratio: float, advantage: float, low=LOW, high=HIGH, floor=FLOOR) -> tuple[float, float]:
     """Return one token's surrogate and its derivative with respect to the token's log-probability."""
-    unclipped, clipped = ratio * advantage, min(max(ratio, LOW), HIGH) * advantage
+    unclipped, clipped = ratio * advantage, min(max(ratio, low), high) * advantage
     value, slope = (unclipped, unclipped) if unclipped <= clipped else (clipped, 0.0)
-    if advantage < 0 and value < FLOOR * advantage:
-        return FLOOR * advantage, 0.0
+    if advantage < 0 and value < floor * advantage:
+        return floor * advantage, 0.0
     return value, slope
 
 
@@ -81,13 +85,19 @@ def hand_loss(batch) -> tuple[float, np.ndarray]:
 
 
 def verl_data(batch, rows=None):
-    """Return rows of the batch as the actor gets them: nested tensors in a TensorDict, and the log-probs' leaf."""
+    """Return rows of the batch as the actor gets them: nested tensors in a TensorDict, and the log-probs' leaf.
+
+    Of what only some arms have, the batch may hold `ref_log_prob` and `rollout_is_weights`.
+    """
     import torch
     from tensordict import TensorDict
     from verl.utils import tensordict_utils as tu
 
     rows = range(len(batch.lengths)) if rows is None else rows
     leaf = {i: torch.tensor(batch.new[i], requires_grad=True) for i in rows}
+
+    def of_rows(arrays):
+        return nested(lambda i: torch.tensor(arrays[i]))
 
     def nested(of):
         return torch.nested.as_nested_tensor([of(i) for i in rows], layout=torch.jagged)
@@ -99,20 +109,23 @@ def verl_data(batch, rows=None):
         "input_ids": nested(lambda i: torch.ones(PROMPT_TOKENS + batch.lengths[i], dtype=torch.int64)),
         "loss_mask": nested(lambda i: torch.ones(batch.lengths[i], dtype=torch.int64)),
         "response_mask": nested(lambda i: torch.ones(batch.lengths[i], dtype=torch.int64)),
-        "old_log_probs": nested(lambda i: torch.tensor(batch.old[i])),
+        "old_log_probs": of_rows(batch.old),
         "advantages": nested(lambda i: torch.full((batch.lengths[i],), batch.advantages[i], dtype=torch.float64)),
     }
+    for name in {"ref_log_prob", "rollout_is_weights"} & vars(batch).keys():
+        fields[name] = of_rows(getattr(batch, name))
     data = TensorDict(fields, batch_size=len(leaf))
     tu.assign_non_tensor(data, use_dynamic_bsz=True, max_token_len_per_gpu=TOKEN_BUDGET, global_batch_size=REWARDS.size)
     return data, leaf
 
 
-def verl_loss(actor, batch, ranks: int = 1, micro_batches: bool = True) -> tuple[float, np.ndarray, int]:
-    """Return loss, gradient as in `hand_loss`, and the number of micro-batches, as FSDPEngine computes them.
+def verl_loss(actor, batch, ranks: int = 1, micro_batches: bool = True) -> tuple[float, np.ndarray, list[list[int]]]:
+    """Return loss, gradient as in `hand_loss`, and the rows of each micro-batch, as FSDPEngine computes them.
 
     `verl.workers.engine.fsdp.FSDPEngine.forward_backward_batch` does the same: the tokens of the whole mini-batch
     are counted over all ranks, each rank's rows are split by `prepare_micro_batches`, gradients of the micro-batches
-    add up, and FSDP averages those of the ranks.
+    add up, and FSDP averages those of the ranks. In place of an entropy, which has the same gradient's path, the model
+    gives minus the log-probability.
     """
     import torch
     from torch.nn.functional import pad
@@ -121,7 +134,7 @@ def verl_loss(actor, batch, ranks: int = 1, micro_batches: bool = True) -> tuple
     from verl.workers.utils.losses import ppo_loss
 
     loss_function = partial(ppo_loss, config=actor)
-    total, gradients, count = 0.0, {}, 0
+    total, gradients, parts = 0.0, {}, []
     for rank in range(ranks):
         data, leaf = verl_data(batch, list(range(rank, len(batch.lengths), ranks)))
         tu.assign_non_tensor(data, batch_num_tokens=int(batch.lengths.sum()), dp_size=ranks, sp_size=1)
@@ -129,11 +142,14 @@ def verl_loss(actor, batch, ranks: int = 1, micro_batches: bool = True) -> tuple
             # The model's output at a position is the log-probability of the token after it.
             rows = [pad(leaf[i], (PROMPT_TOKENS - 1, 1)) for i in micro["row"].tolist()]
             output = {"log_probs": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}
+            if actor.entropy_coeff:
+                output["entropy"] = -output["log_probs"]
             loss, _ = loss_function(model_output=output, data=micro)
             loss.backward()
-            total, count = total + loss.item() / ranks, count + 1
+            total += loss.item() / ranks
+            parts.append(micro["row"].tolist())
         gradients |= {i: tensor.grad.numpy() / ranks for i, tensor in leaf.items()}
-    return total, np.concatenate([gradients[i] for i in sorted(gradients)]), count
+    return total, np.concatenate([gradients[i] for i in sorted(gradients)]), parts
 
 
 def test_advantages_are_normalised_by_group(config):
@@ -189,9 +205,9 @@ def test_hand_gradient_is_the_slope_of_the_hand_loss(batch):
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, False), (1, True), (2, True), (4, True)])
 def test_loss_and_gradient_are_the_objective(actor, batch, ranks, micro_batches):
     """However the mini-batch is spread over ranks and micro-batches: the mean is over all its tokens."""
-    loss, gradient, count = verl_loss(actor, batch, ranks, micro_batches)
+    loss, gradient, parts = verl_loss(actor, batch, ranks, micro_batches)
     expected_loss, expected_gradient = hand_loss(batch)
-    assert count > ranks or not micro_batches
+    assert len(parts) > ranks or not micro_batches
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-12, atol=1e-16)
 

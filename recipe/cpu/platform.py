@@ -5,12 +5,15 @@ verl loads this module in every process because `recipe.cpu.environment.ENVIRONM
 Nothing here changes what a run computes.
 """
 
+import functools
 import importlib.metadata
 import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
+from torch.distributed import fsdp
+from torch.distributed.fsdp import sharded_grad_scaler
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.utils import distributed
@@ -84,6 +87,7 @@ class PlatformCPU(PlatformBase):
 
 FIND_VERSION = importlib.metadata.version
 INITIALIZE = distributed.initialize_global_process_group_ray
+OFFLOAD_POLICY = fsdp.CPUOffloadPolicy
 
 
 def version(distribution_name: str) -> str:
@@ -101,7 +105,15 @@ def initialize(timeout_second=None, backend=None) -> None:
     INITIALIZE(timeout_second, backend="gloo")
 
 
+def unpinned(pin_memory: bool) -> fsdp.OffloadPolicy:
+    """Replace `torch.distributed.fsdp.CPUOffloadPolicy`, of verl's reference model: pinning memory needs a device."""
+    return OFFLOAD_POLICY(pin_memory=False)
+
+
 if torch.cuda.is_available() and os.environ.get("JUSTRL_DEVICE") != "cpu":
     raise RuntimeError("this machine has a GPU; set JUSTRL_DEVICE=cpu to run on the CPU all the same")
 importlib.metadata.version = version
 distributed.initialize_global_process_group_ray = initialize
+fsdp.CPUOffloadPolicy = unpinned
+# For float16: torch switches a loss scaler for its default device, cuda, off where there is none.
+sharded_grad_scaler.ShardedGradScaler = functools.partial(sharded_grad_scaler.ShardedGradScaler, "cpu")

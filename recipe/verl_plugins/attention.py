@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from verl.utils import ulysses
 
 from recipe.attention import FLASH_ATTN, PACKED, REFERENCE, TORCH, choose
-from recipe.verl_plugins.log_probs import log_probs
+from recipe.verl_plugins.log_probs import entropy, log_probs
 
 # Boundaries of each pack, for as long as its tensor of positions exists: computed once for all layers.
 PACKS = WeakIdKeyDictionary()
@@ -145,3 +145,4 @@ AttentionInterface.register(PACKED, functools.partial(packed_attention, None))
 for name, kernel in KERNELS.items():
     AttentionInterface.register(name, functools.partial(packed_attention, kernel))
 verl.utils.torch_functional.logprobs_from_logits_v2 = log_probs
+verl.utils.torch_functional.entropy_from_logits_with_chunking = entropy

@@ -11,6 +11,8 @@ from pathlib import Path
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo import metric_utils
+from verl.trainer.ppo.core_algos import agg_loss
+from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
@@ -47,7 +49,13 @@ def bootstrap_once(**options) -> list[tuple[float, float]]:
     return ESTIMATES[key]
 
 
+def mean_over_tokens(loss_mat, loss_mask, **aggregation):
+    """Stand in for verl's aggregation of the entropy, a metric, which is the loss's: Dr. GRPO would log its sums."""
+    return agg_loss(loss_mat, loss_mask, "token-mean")
+
+
 metric_utils.bootstrap_metric = bootstrap_once
+trainer_base.agg_loss = mean_over_tokens
 
 
 class ShownTrainer(PPOTrainerSync):
