@@ -25,6 +25,7 @@ from common.command import Failure, run
 from common.machine import device
 from common.processes import REPOSITORY
 from recipe import attention, preflight
+from recipe.arms import choices
 from recipe.compose import UNDECLARED_KEYS, compose_unresolved, config_names, resolve
 from recipe.monitor.loggers import use_wandb
 from recipe.paper import BACKBONES, VALUES, Value, backbone
@@ -64,6 +65,7 @@ MACHINE = (
     "actor_rollout_ref.actor.fsdp_config.forward_prefetch",
     "actor_rollout_ref.actor.fsdp_config.reshard_after_forward",
 )
+ACKNOWLEDGED = ("justrl.allow", "justrl.arms")  # where arms say what they change
 STATUSES = {  # with the style of a row and a word for the summary
     "same": ("", "match the paper"),
     "machine": ("dim", "differ in speed or memory only"),
@@ -120,9 +122,9 @@ def matches(key: str, entries: tuple[str, ...] | list[str]) -> bool:
 
 
 @functools.cache
-def shipped_config(name: str, device: str) -> tuple[DictConfig, dict[str, Any]]:
-    """Compose a config without overrides, resolved and as dotted keys; read-only, since it is cached."""
-    config = compose_unresolved(name, [], device)
+def shipped_config(name: str, chosen: tuple[str, ...], device: str) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose a config with its arms alone, resolved and as dotted keys; read-only, since it is cached."""
+    config = compose_unresolved(name, list(chosen), device)
     keys = flat(config)
     return resolve(config), keys
 
@@ -130,29 +132,32 @@ def shipped_config(name: str, device: str) -> tuple[DictConfig, dict[str, Any]]:
 def compare(name: str, overrides: list[str], device: str, allow: list[str]) -> tuple[DictConfig, list[Comparison]]:
     """Compose a config, compare it with the paper, and compare all other keys with the config without overrides.
 
-    An entry of the file's `justrl.allow` allows the file's own value, a pattern in it any value; `allow` any value.
+    An entry of `justrl.allow` allows the value that the file or arm has, a pattern in it any value; `allow` any value.
 
     Raises:
         ValueError: the config does not compose, or an entry of `allow` matches no key.
     """
-    config, (shipped, shipped_keys) = compose_unresolved(name, overrides, device), shipped_config(name, device)
+    config, (_, base_keys) = compose_unresolved(name, overrides, device), shipped_config(name, (), device)
+    shipped, shipped_keys = shipped_config(name, tuple(choices(overrides)), device)
     keys = flat(config)
     config = resolve(config)
     stated = {value.key for value in VALUES}
     for entry in allow:
-        if not any(matches(key, [entry]) for key in keys.keys() | shipped_keys.keys() | stated):
+        if not any(matches(key, [entry]) for key in keys.keys() | base_keys.keys() | stated):
             raise ValueError(f"--allow {entry}: no such key")
-    own = preflight.as_list(shipped.justrl.allow)
+    own = [entry for entries in shipped.justrl.allow.values() for entry in entries]
     patterns = [*allow, *(entry for entry in own if "*" in entry)]
     found = []
     for value in VALUES:
         expected, actual = expected_and_actual(config, value)
         meant = matches(value.key, own) and actual == expected_and_actual(shipped, value)[1]
         found.append(comparison(value, expected, actual, allowed=meant or matches(value.key, patterns)))
-    for key in keys | shipped_keys:
-        if keys.get(key) != shipped_keys.get(key) and key not in stated:
-            value = Value(key, shipped_keys.get(key), "this recipe", "not stated", matches(key, MACHINE))
-            found.append(comparison(value, value.value, keys.get(key), allowed=matches(key, patterns)))
+    for key in (keys | base_keys).keys() - stated:
+        if keys.get(key) != base_keys.get(key) and not matches(key, ACKNOWLEDGED):
+            meant = matches(key, own) and keys.get(key) == shipped_keys.get(key)
+            expected = (base_keys if meant else shipped_keys).get(key)  # an override may also be of an arm's value
+            value = Value(key, expected, "this recipe", "not stated", matches(key, MACHINE))
+            found.append(comparison(value, value.value, keys.get(key), allowed=meant or matches(key, patterns)))
     return config, found
 
 

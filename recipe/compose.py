@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.command import first_line, run
 from common.machine import count_gpus, device
 from common.processes import REPOSITORY
+from recipe.arms import arm_names, check_arms, choices, own_overrides
 from recipe.kinds import check_kinds, plain
 
 CONFIG_FOLDER = REPOSITORY / "recipe" / "config"
@@ -83,15 +84,24 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     if unknown := unknown_keys(values, plain(base)):
         raise ValueError(f"{name}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
     check_kinds(values, verl_defaults())
+    check_arms(config)
+    if own := own_overrides(config, overrides):
+        return hydra_compose(CONFIG_FOLDER, name, [search_path, *preset, *own, *overrides])
     return config
 
 
 def explain(problem: str, overrides: list[str], base: DictConfig) -> str:
     """Add to Hydra's line which override it is about, and the fix where one is known."""
+    if unknown := re.search(r"Could not (?:find|load) 'arms/(.*)'", problem):
+        return f"unknown arm '{unknown[1]}'; there are {', '.join(arm_names())}"
+    if "'arms'" in problem or "arms=" in problem:
+        return f"{problem.rstrip('.')}; choose arms by +arms=NAME or +arms=[NAME,NAME]"
     if refused := re.search(r"override '([\w.]+)'", problem):
         return problem.rstrip(".") + suggestion(refused[1], base)
     if "group override" in problem:
         groups = [each for each in overrides if "." not in each.partition("=")[0]]
+        if choices(groups) == groups:
+            return "choose arms by +arms=NAME or +arms=[NAME,NAME]"
         return f"{', '.join(groups)}: a section cannot be set; set its keys instead"
     unread = any(words in problem for words in ("Lexer", "viable", "mismatched", "extraneous", "Ambiguous"))
     return problem + ("; quote a value with other characters than Latin letters: KEY=\"'VALUE'\"" if unread else "")

@@ -1,4 +1,4 @@
-"""Each ablation arm trains for real steps by the run's own command, and what it changes shows in the metrics.
+"""The paper's arms train for real steps by the run's own command, and what they change shows in the metrics.
 
 A start takes a minute, so the same runs show what is common to all: long validation responses, Weights & Biases that
 continues under its id, and a warning that is said once.
@@ -35,11 +35,11 @@ SMALL = [
 PENALTY = f"reward.reward_kwargs.overlong_buffer_cfg.len={TOKENS // 2}"
 
 
-def train(env, arm, steps, *overrides, **environment):
-    """Train a shrunk arm and return what the command printed."""
-    command = [".venv/bin/python", "-m", "recipe.train", arm, "--allow", "*", f"trainer.experiment_name=test_{arm}"]
+def train(env, name, arms, steps, *overrides, **environment):
+    """Train shrunk arms under a name, and return what the command printed."""
+    command = [".venv/bin/python", "-m", "recipe.train", "justrl_deepseek", f"+arms=[{arms}]", "--allow", "*"]
     done = subprocess.run(
-        [*command, *SMALL, f"trainer.total_training_steps={steps}", *overrides],
+        [*command, *SMALL, f"trainer.experiment_name={name}", f"trainer.total_training_steps={steps}", *overrides],
         cwd=ROOT,
         env=env | environment,
         capture_output=True,
@@ -53,19 +53,20 @@ def train(env, arm, steps, *overrides, **environment):
 @pytest.fixture(scope="module")
 def overlong(fork_server):
     """The folder of a run with the penalty, with the agent loops of a GPU run, validated before training."""
-    folder = experiment("test_ablation_overlong")
+    folder = experiment("test_overlong")
     loops = "actor_rollout_ref.rollout.agent.agent_loop_manager_class=recipe.verl_plugins.agent_loops.AgentLoopManager"
     longer = "actor_rollout_ref.rollout.custom.validation_response_length=64"
-    train(fork_server, "ablation_overlong", 2, PENALTY, loops, longer, "trainer.save_freq=-1")
+    train(fork_server, folder.name, "overlong", 2, PENALTY, loops, longer, "trainer.save_freq=-1")
     return folder
 
 
 @pytest.fixture(scope="module")
 def verifier(fork_server):
     """The folder of a run with the verifier and W&B, continued once, and what the two starts printed."""
-    folder = experiment("test_ablation_verifier")
+    folder = experiment("test_verifier")
     four = ["data.max_response_length=4", "trainer.save_freq=5", "trainer.val_before_train=false"]
-    return folder, [train(fork_server, "ablation_verifier", steps, *four, JUSTRL_WANDB="offline") for steps in (5, 6)]
+    same = {"JUSTRL_WANDB": "offline"}
+    return folder, [train(fork_server, folder.name, "robust_verifier", steps, *four, **same) for steps in (5, 6)]
 
 
 def test_the_over_long_penalty_lowers_the_reward_of_long_responses(overlong):
@@ -140,11 +141,11 @@ def untied(tmp_path):
 
 def test_both_together_on_two_ranks_with_an_output_table_of_its_own(fork_server, untied):
     """Also what a GPU run logs and a CPU run does not: how far rollout and trainer agree on probabilities."""
-    folder = experiment("test_ablation_overlong_verifier")
+    folder = experiment("test_overlong_verifier")
     ranks = ["trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2", "ray_kwargs.ray_init.num_cpus=9"]
     more = [f"actor_rollout_ref.model.path={untied}", "actor_rollout_ref.rollout.calculate_log_probs=true", *ranks]
     once = ["trainer.save_freq=-1", "trainer.val_before_train=false"]
-    train(fork_server, "ablation_overlong_verifier", 2, PENALTY, *once, *more)
+    train(fork_server, folder.name, "overlong,robust_verifier", 2, PENALTY, *once, *more)
     metrics = read_metrics(folder / "metrics.jsonl")[2]
     assert metrics["reward/overlong"] > 0
     assert "reward/no_box" in metrics

@@ -30,7 +30,7 @@ def test_overrides_win():
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("demoo", None, "unknown config 'demoo'; there are ablation_overlong, "),
+        ("demoo", None, "unknown config 'demoo'; there are demo, "),
         ("demo", "actor_rollout_ref.actor.clip_ratio_hihg=0.3", "did you mean actor_rollout_ref.actor.clip_ratio_high"),
         ("demo", "+trainer.save_frq=3", "unknown key trainer.save_frq; did you mean trainer.save_freq"),
         (

@@ -72,8 +72,9 @@ def test_bands_apply_to_the_shipped_configs_of_the_paper(name, published):
     assert aime24(0, shipped) == published
 
 
-def test_bands_do_not_apply_to_the_ablation_arms_or_other_lengths():
+def test_bands_do_not_apply_to_arms_or_other_lengths():
     assert has_bands(config())
+    assert not has_bands(compose("justrl_deepseek", ["+arms=robust_verifier"], "cuda"))
     assert not has_bands(config(data__max_response_length=8192))
     assert not has_bands(config(reward__reward_kwargs__overlong_buffer_cfg__enable=True))
     assert not has_bands(config(reward__custom_reward_function__path="reward/robust.py"))

@@ -37,7 +37,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demoo"], "unknown config 'demoo'; there are ablation_overlong "),
+        (["demoo"], "unknown config 'demoo'; there are demo "),
         (["demo", "justrl"], "more than one config"),
         (["--fast"], "unknown option --fast"),
         (["--only", "everything"], "--only takes data, train, eval or report"),

@@ -6,6 +6,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from recipe import paper
+from recipe.arms import arms
 
 BANDS, AIME24, BUDGETS, GPU_HOURS = (paper.PAPER[name] for name in ("bands", "aime24", "budgets", "gpu_hours"))
 STEPS = {backbone["name"]: backbone["steps"] for backbone in paper.BACKBONES.values()}
@@ -21,11 +22,12 @@ def backbone(config: DictConfig) -> str | None:
 def has_bands(config: DictConfig) -> bool:
     """Return whether a composed config is the paper's plain recipe, the only one that the bands apply to.
 
-    The ablation arms change the reward, and their entropy is meant to fall.
+    Arms change the reward or the entropy, and are meant to.
     """
     reward = OmegaConf.select(config, "reward.custom_reward_function.path") or ""
     penalty = OmegaConf.select(config, "reward.reward_kwargs.overlong_buffer_cfg.enable")
-    return backbone(config) is not None and Path(reward).name == "justrl.py" and not penalty
+    plain = Path(reward).name == "justrl.py" and not penalty and not arms(config)
+    return backbone(config) is not None and plain
 
 
 def interpolate(points: list[list[float]], step: int) -> tuple[float, ...]:
