@@ -58,7 +58,8 @@ def load(config: DictConfig) -> Callable | None:
 
 def numbers(config: DictConfig) -> list[str]:
     """List the numbers that one of our rewards returns for a response; nothing for another reward."""
-    found = load(config)("", "", "1") if is_ours(config) else {}
+    function = load(config) if is_ours(config) else None
+    found = function("", "", "1") if function else {}
     return [name for name, value in found.items() if isinstance(value, (int, float))]
 
 

@@ -118,3 +118,20 @@ def impatient(monkeypatch) -> None:
     monkeypatch.setattr(answering, "BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr(endpoint, "PROBE_SECONDS", 0.01)
     monkeypatch.setattr(endpoint, "RESTART_SECONDS", 5)
+
+
+@pytest.fixture(scope="module")
+def queue():
+    """A TransferQueue with one storage unit, on a Ray of its own."""
+    import ray
+    import transfer_queue
+
+    from common.ray_start import prepare_ray_start
+    from recipe.compose import compose
+
+    prepare_ray_start()
+    ray.init(address="local", num_cpus=3, include_dashboard=False)
+    transfer_queue.init(compose("demo", [], "cpu").transfer_queue)
+    yield transfer_queue
+    transfer_queue.close()
+    ray.shutdown()

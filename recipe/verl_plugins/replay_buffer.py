@@ -19,10 +19,10 @@ from recipe.verl_plugins.preemptions import preemptions
 NEARLY_ALL = 0.9  # of a step's responses; what comes then is the wait for the longest
 
 
-class InOrder:
-    """What both classes below add to verl's.
+class ReplayBuffer(replay_buffer.ReplayBuffer):
+    """A `trainer.v1.sampler.custom_sampler` for any verl recipe with the synchronous trainer.
 
-    `sampler_kwargs.poll_interval` is how often it looks for finished rollouts, in seconds. verl's classes take 2 s
+    `sampler_kwargs.poll_interval` is how often it looks for finished rollouts, in seconds. verl's class takes 2 s
     whatever the config sets, as long as a whole generation of the demo. `sampler_kwargs.n` is the responses per prompt.
     """
 
@@ -88,11 +88,7 @@ class InOrder:
         return batch, metrics
 
 
-class ReplayBuffer(InOrder, replay_buffer.ReplayBuffer):
-    """A `trainer.v1.sampler.custom_sampler` for any verl recipe with the synchronous trainer."""
-
-
-class ReplayBufferAsync(InOrder, replay_buffer.ReplayBufferAsync):
+class ReplayBufferAsync(ReplayBuffer, replay_buffer.ReplayBufferAsync):
     """The same for the asynchronous trainer: first in, first out.
 
     verl takes the prompts that finish first. Here a step waits for the oldest ones, so that no response is more than

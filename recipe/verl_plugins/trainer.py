@@ -11,13 +11,13 @@ import ray
 import transfer_queue as tq
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo import metric_utils
-from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipe.checkpoints import STOP
 from recipe.heartbeat import SAVE, START, TRAINER, VALIDATION, Heartbeat
-from recipe.verl_plugins.replay_buffer import InOrder
+from recipe.verl_plugins.replay_buffer import ReplayBuffer
 
 # verl's methods with which a phase of a run begins; each lasts until the next begins.
 PHASES = {
@@ -52,7 +52,7 @@ def bootstrap_once(**options) -> list[tuple[float, float]]:
 metric_utils.bootstrap_metric = bootstrap_once
 
 
-class Supervised:
+class Supervised(PPOTrainer):
     """A mixin that writes the trainer's phase, and in a generation the responses that are there, for the supervisor.
 
     The loop ends after the step in which the file appears, with a checkpoint of that step.
@@ -68,7 +68,7 @@ class Supervised:
         """Give a class of this recipe what verl gives its own alone: which groups to filter and to refill."""
         buffer, batch = super()._build_replay_buffer(), self.config.data.train_batch_size
         filters, sampler = self.config.algorithm.filter_groups, self.config.trainer.v1.sampler
-        if isinstance(buffer, InOrder):
+        if isinstance(buffer, ReplayBuffer):
             buffer.filter_groups_metric = self._resolve_filter_groups_metric()
             buffer.sync_refill_failed_groups = sampler.sync_refill_failed_groups
             buffer.max_inflight_gen_batches = filters.max_inflight_gen_batches
