@@ -125,12 +125,17 @@ def queue():
     """A TransferQueue with one storage unit, on a Ray of its own."""
     import ray
     import transfer_queue
+    from ray._private import node, services
 
     from common.ray_start import prepare_ray_start
     from recipe.compose import compose
 
-    prepare_ray_start()
-    ray.init(address="local", num_cpus=3, include_dashboard=False)
+    with pytest.MonkeyPatch.context() as unchanged:  # `prepare_ray_start` is for one start of a process
+        unchanged.setattr(services, "get_node", services.get_node)
+        for name in ("start_raylet", "start_api_server", "start_monitor"):
+            unchanged.setattr(node.Node, name, getattr(node.Node, name))
+        prepare_ray_start()
+        ray.init(address="local", num_cpus=3, include_dashboard=False)
     transfer_queue.init(compose("demo", [], "cpu").transfer_queue)
     yield transfer_queue
     transfer_queue.close()
