@@ -98,7 +98,8 @@ class ReplayBufferAsync(ReplayBuffer, replay_buffer.ReplayBufferAsync):
     def _has_enough_samples(self, global_steps: int, partition_id: str, batch_size: int, sampleable_keys: set[str]):
         steps = self.prompt_global_steps[partition_id]
         oldest = sorted(steps, key=steps.__getitem__)[:batch_size]
-        return len(oldest) == batch_size and sampleable_keys.issuperset(oldest)
+        enough = super()._has_enough_samples(global_steps, partition_id, batch_size, sampleable_keys)
+        return enough and sampleable_keys.issuperset(oldest)
 
 
 def filtered(metrics: dict) -> dict[str, int]:
