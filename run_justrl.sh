@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 [ -d recipe ] || cd "$SLURM_SUBMIT_DIR" # sbatch runs a copy of this file, from a folder of its own
 
-source scripts/arguments.sh # sets config, only, setup_only, overrides, allowed
+source scripts/arguments.sh # sets config, only, setup_only, compare, seeds, arms, overrides, allowed
 
 # Some sandboxes have the device without /proc, or the other way round.
 if [ -z "${JUSTRL_DEVICE:-}" ]; then
@@ -59,14 +59,16 @@ fi
 
 data_folder="${JUSTRL_DATA:-data}"
 bench="$data_folder/bench" evaluation=()
-if [ "$config" = demo ]; then
-  bench="$data_folder/demo" evaluation=(--tasks test --samples 4 --max-tokens 64 --prompt training)
+if [[ "$config" = demo* ]]; then
+  bench="$data_folder/$config" evaluation=(--tasks test --samples 4 --max-tokens 64 --prompt training)
 fi
 read -ra extra <<<"${JUSTRL_EVAL:-}"
 
 data() {
-  if [ "$config" = demo ]; then
-    python -m data_prep.demo --data "$data_folder/demo" --model models/demo
+  if [[ "$config" = demo* ]]; then
+    local hard=()
+    [ "$config" = demo ] || hard=(--hard)
+    python -m data_prep.demo --data "$bench" --model "models/$config" "${hard[@]}"
   else
     # Prepared once: a node without access to the hub uses what is there.
     if [ -n "${JUSTRL_BENCH:-}" ] || [ ! -f "$bench/CMIMC25.parquet" ]; then
@@ -104,8 +106,21 @@ evaluate_trained() {
   evaluate "$exported" "$(basename "$exported")"
 }
 
-for stage_name in ${only:-data base train eval report}; do
+compare_arms() {
+  local comparison=(python -m recipe.compare "$config" "${arms[@]}" "${seeds[@]}" "${overrides[@]}" "${allowed[@]}")
+  local folders status=0
+  folders=$("${comparison[@]}" --folders)
+  "${comparison[@]}" || status=$?
+  [ "$status" -le 1 ] || return "$status"
+  xargs python -m eval.report --output "$run_folder/arms" <<<"$folders" # it lists the runs that are not done
+  return "$status"
+}
+
+stages="data base train eval report"
+[ -z "$compare" ] || stages="data compare"
+for stage_name in ${only:-$stages}; do
   case "$stage_name" in
+    compare) stage "comparison" && use_fork_server && run_stage compare_arms ;;
     data) stage "data" && run_stage data ;;
     base) stage "evaluation before training" && use_fork_server && run_stage base ;;
     train) stage "training" && run_stage train ;;

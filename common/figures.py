@@ -13,17 +13,19 @@ def colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
 
 
-def panels(count: int, height: float = PANEL):
-    """Make a figure and as many axes."""
+def panels(count: int, height: float = PANEL, columns: int = 2, width: float = WIDTH, **options):
+    """Make a figure and as many axes; `options` are pyplot's."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     pyplot.rcParams.update(LOOK)
-    columns = min(2, count)
+    columns = min(columns, count)
     rows = -(-count // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(width, height * rows), layout="constrained", squeeze=False, **options
+    )
     for axis in axes.flat[count:]:
         axis.remove()
     return figure, axes.flat[:count]

@@ -113,6 +113,17 @@ def start_ticks(pid: int) -> int:
         raise psutil.NoSuchProcess(pid) from error
 
 
+def still_alive(processes: dict[int, int]) -> list[psutil.Process]:
+    """Return those of the processes, id to `start_ticks`, that have not ended."""
+    found = []
+    for pid, started in processes.items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if start_ticks(pid) == started and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 class ProcessRecord:
     """The ids of a run's processes, kept in `processes.json` of its folder."""
 
@@ -121,8 +132,11 @@ class ProcessRecord:
         self.recorded: dict[int, int] = {}
 
     def update(self) -> None:
-        """Write the living descendants of this process, id to `start_ticks`, and the boot that these belong to."""
-        alive = {}
+        """Write the living descendants of this process, id to `start_ticks`, and the boot that these belong to.
+
+        What was one stays: an child of a fork server's fork gets another parent than this process.
+        """
+        alive = {process.pid: self.recorded[process.pid] for process in still_alive(self.recorded)}
         for process in living_descendants():
             with contextlib.suppress(psutil.NoSuchProcess):
                 alive[process.pid] = start_ticks(process.pid)
@@ -131,7 +145,8 @@ class ProcessRecord:
             self.recorded = alive
 
     def end_descendants(self) -> None:
-        end(living_descendants())
+        """End all living descendants of this process, also those that have another parent by now."""
+        end(list({*still_alive(self.recorded), *living_descendants()}))
         self.path.unlink(missing_ok=True)
 
     def end_stale(self) -> int:
@@ -140,13 +155,11 @@ class ProcessRecord:
             record = read_json(self.path, shape=RECORD)
         except ValueError:
             return 0
-        stale = set()
-        here = record.get("boot") == BOOT_ID.read_text()  # the ids of another machine mean nothing on this one
-        for pid, started in record["processes"].items() if here else ():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(int(pid))
-                if start_ticks(process.pid) == started and process.pid != os.getpid():
-                    stale |= {process, *process.children(recursive=True)}
+        stale: set[psutil.Process] = set()
+        if record.get("boot") == BOOT_ID.read_text():  # the ids of another machine mean nothing on this one
+            for process in still_alive({int(pid): started for pid, started in record["processes"].items()}):
+                if process.pid != os.getpid():
+                    stale |= {process, *descendants(process)}
         end(list(stale))
         self.path.unlink(missing_ok=True)
         return len(stale)

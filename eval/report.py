@@ -3,11 +3,13 @@
 A FOLDER is a run's (outputs/<experiment>, with `metrics.jsonl` or evaluations under `eval/`) or one that eval.grade
 filled (with `scores.json`). Writes `report.md`, `report.html` (one file, its figures inside), `report.json` (every
 number) and the figures, into the one FOLDER or into --output. Of several folders the first is compared with each
-other one over the same problems; of a run among them its last evaluation counts.
+other one over the same problems; of a run among them its last evaluation counts. Several training runs alone, a
+baseline's and those of arms, are compared in their training and last validation, by arm and over seeds.
 
 examples:
   python -m eval.report outputs/demo
   python -m eval.report outputs/eval/JustRL-DeepSeek-1.5B outputs/mine --output outputs/compared
+  python -m eval.report outputs/demo_* --output outputs/arms --x tokens --page docs/arms.md
 """
 
 import argparse
@@ -21,10 +23,12 @@ from eval import sections
 from eval.figures import draw_lengths, draw_pass_at_k, draw_scores
 from eval.published import PUBLISHED
 from eval.results import Results, find, graded_checkpoints, load
+from eval.runs import report as runs_report
 from eval.samples import ENDING, SHAPES, read_samples
 from eval.tables import Table, listed, render_markdown, render_page
 from recipe.monitor.report import training_section
 
+AXES = runs_report.AXES
 UNITS = "fractions are 0 to 1; lengths are tokens"
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 300
 
@@ -91,6 +95,12 @@ def evaluation_context(
     return context, {name: table for name, table in tables.items() if table and table.rows}
 
 
+def required(output: Path | None) -> Path:
+    if output is None:
+        raise ValueError("a report on several folders needs --output DIR")
+    return output
+
+
 def write(
     folders: list[Path], output: Path | None = None, manifest: Path | None = None, row: str | None = None
 ) -> Path:
@@ -101,9 +111,7 @@ def write(
         row: of the published table, to put the last model beside.
     """
     alone = folders[0] if len(folders) == 1 else None
-    folder = output or alone
-    if folder is None:
-        raise ValueError("a report on several folders needs --output DIR")
+    folder = required(output or alone)
     found = find(folders)
     title = alone.resolve().name if alone else listed(found)
     scores = {name: load(evaluation) for name, evaluation in found.items()}
@@ -133,8 +141,18 @@ def main() -> None:
     manifest = f"manifest of the training set (default: {sections.MANIFEST}, where it exists)"
     parser.add_argument("--manifest", type=Path, help=manifest)
     parser.add_argument("--published", metavar="MODEL", help="row of the paper's table to put the last model beside")
+    parser.add_argument("--x", choices=AXES, help="of several training runs: x-axis of the curves (default: steps)")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE.md", help="of several training runs: write this page as well"
+    )
     args = parser.parse_args()
-    print(f"  {write(args.folders, args.output, args.manifest, args.published)}/report.md, report.html and report.json")
+    if runs_report.are_runs(args.folders):
+        folder = runs_report.write(args.folders, required(args.output), args.x or AXES[0], args.page)
+    elif args.x or args.page:
+        raise ValueError("--x and --page are for several training runs alone; leave them out")
+    else:
+        folder = write(args.folders, args.output, args.manifest, args.published)
+    print(f"  {folder}/report.md, report.html and report.json")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ The unit of chance is the problem: a benchmark is a sample of problems that coul
 one problem belong together. So problems are resampled, each with all its samples (Davison & Hinkley 1997, section 3.8:
 resampling the inner level as well would count its noise twice). Small sets are widened as Hesterberg (2015, "What
 teachers should know about the bootstrap", section 4.3) does: a plain percentile interval is too narrow by Student's
-factor and sqrt(n / (n - 1)).
+factor and sqrt(n / (n - 1)). Where runs over several seeds are compared, seeds are a second unit: `crossed_mean`.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
+import mpmath  # comes with sympy
 import numpy as np
 
 RESAMPLES = 10_000
@@ -20,6 +23,7 @@ LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
 SIGNIFICANT = 0.05
 FOUND = 0.8  # how often a difference is found that a report calls large enough
+NORMAL = 10_000  # degrees of freedom from which on Student's t is taken for normal
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -61,12 +65,31 @@ def distinct_n(texts: Sequence[str], n: int = 4) -> float | None:
     return len(np.unique(every)) / len(every) if len(every) else None
 
 
+def both_tails(t: float, df: float) -> float:
+    """Return the chance that Student's t is at least so far from 0; `df` need not be whole."""
+    if df >= NORMAL:
+        return 2 * NormalDist().cdf(-abs(t))
+    return float(mpmath.betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))
+
+
+@functools.cache
+def student(probability: float, df: float) -> float:
+    """Return Student's quantile of a probability above one half."""
+    if df >= NORMAL:
+        return NormalDist().inv_cdf(probability)
+    low, high = 0.0, 1.0
+    while both_tails(high, df) / 2 > 1 - probability:
+        high *= 2
+    while high - low > 1e-8 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if both_tails(middle, df) / 2 > 1 - probability else (low, middle)
+    return high
+
+
 def widening(problems: int) -> float:
     """Return the factor by which deviations of a bootstrap mean of so many problems are too small."""
-    z, df = NormalDist().inv_cdf(1 - TAIL), problems - 1
-    # Student's quantile by the expansion of Cornish and Fisher; within 2 % from 5 problems on.
-    student = z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
-    return student / z * math.sqrt(problems / df)
+    df = problems - 1
+    return student(1 - TAIL, df) / NormalDist().inv_cdf(1 - TAIL) * math.sqrt(problems / df)
 
 
 def bootstrap_means(per_problem: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -129,6 +152,51 @@ def paired_mean_difference(
     return mean, bounds, float((1 + as_far) / (1 + RESAMPLES))
 
 
+class Difference(NamedTuple):
+    """A mean of paired differences with its 95 % interval, its p-value, and the degrees of freedom behind both."""
+
+    value: float
+    bounds: tuple[float, float]
+    p: float
+    df: float
+
+
+def student_mean(values: np.ndarray) -> Difference:
+    """Return the mean of one number per unit, such as a seed, by Student's t; two units or more."""
+    error, df = float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1
+    return studied(float(values.mean()), error, df)
+
+
+def studied(mean: float, error: float, df: float) -> Difference:
+    half = error * student(1 - TAIL, df)
+    p = both_tails(mean / error, df) if error else float(mean == 0)
+    return Difference(mean, (mean - half, mean + half), p, df)
+
+
+def crossed_mean(table: np.ndarray) -> Difference:
+    """Return the mean difference of two models over seeds (rows) and problems (columns), both of them sampled.
+
+    Every seed has every problem, as every subject has every item in Clark (1973, "The language-as-fixed-effect
+    fallacy"), whose min F' this is: the variance is the sum of the seed means' and the problem means' own, which
+    counts the noise of single cells twice, as the bootstrap of both does too (Owen 2007, "The pigeonhole bootstrap");
+    degrees of freedom by Satterthwaite. A few seeds may have like means by chance: their part is at least what the
+    noise of single cells leaves in a seed's mean, as a component of variance is not negative. So it errs towards no
+    difference, the more the less seeds differ. Of differences that are all alike the interval is that of problems
+    alone, as in `mean_interval`.
+
+    Args:
+        table: the difference of each seed and problem, two or more of either.
+    """
+    seeds, problems = table.shape
+    mean, of_seeds, of_problems = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    noise = ((table - of_seeds[:, None] - of_problems + mean) ** 2).sum() / (seeds - 1) / (problems - 1) / table.size
+    by_seed, by_problem = max(of_seeds.var(ddof=1) / seeds, noise), of_problems.var(ddof=1) / problems
+    if np.ptp(table) == 0:
+        return Difference(*mean_interval([of_problems], lowest=-1.0), p=float(mean == 0), df=math.inf)
+    df = (by_seed + by_problem) ** 2 / (by_seed**2 / (seeds - 1) + by_problem**2 / (problems - 1))
+    return studied(float(mean), math.sqrt(by_seed + by_problem), float(df))
+
+
 def sampling_error(per_problem: np.ndarray, samples: int) -> float:
     """Return the standard error of avg@N over these very problems: that of drawing samples alone; two or more."""
     return float(np.sqrt(np.sum(per_problem * (1 - per_problem) / (samples - 1))) / len(per_problem))
@@ -143,12 +211,12 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return corrected
 
 
-def detectable_difference(bounds: tuple[float, float], tests: int) -> float:
+def detectable_difference(bounds: tuple[float, float], tests: int, df: float = math.inf) -> float:
     """Return the true difference that is found four times in five, from a 95 % interval; 1.0 if none is.
 
     Args:
         tests: how many the p-value is corrected for; Holm's first step divides by all of them.
+        df: degrees of freedom of the interval; without them it is a normal one.
     """
-    quantile = NormalDist().inv_cdf
-    error = (bounds[1] - bounds[0]) / 2 / quantile(0.975)
-    return min(1.0, error * (quantile(1 - SIGNIFICANT / 2 / tests) + quantile(FOUND)))
+    error = (bounds[1] - bounds[0]) / 2 / student(1 - TAIL, df)
+    return min(1.0, error * (student(1 - SIGNIFICANT / 2 / tests, df) + student(FOUND, df)))

@@ -1,9 +1,10 @@
-# The arguments of run_justrl.sh, which sources this: config, only, setup_only, overrides and allowed.
+# The arguments of run_justrl.sh, which sources this: config, only, setup_only, compare, seeds, arms, overrides, allowed.
 # shellcheck shell=bash disable=SC2034
 
 usage() {
   cat <<'TEXT'
 usage: ./run_justrl.sh [CONFIG] [options] [key=value ...]
+       ./run_justrl.sh --compare CONFIG [ARM ...] [--seeds N] [options] [key=value ...]
        sbatch --nodes N [sbatch's options] run_justrl.sh [CONFIG] [options] [key=value ...]
 
 Sets up the environment if it is not there, prepares data, evaluates the model, trains it with GRPO
@@ -12,6 +13,9 @@ was interrupted continues from its last checkpoint.
 
   CONFIG            a config of recipe/config (default: demo)
   --only STAGE      data, train, eval (after training) or report instead of all
+  --compare         train the config and arms of recipe/config/arms (A,B: both together) with the same seeds,
+                    and report what each arm changed: docs/runs.md
+  --seeds N         with --compare: seeds 1 to N (default: 3)
   --setup-only      create the environment and exit
   --restarts N      restart a failed or hung training up to N times (default: 3, or 0 at a terminal)
   --allow KEY       accept a difference from the paper that recipe.check lists; may be repeated
@@ -35,6 +39,7 @@ environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
 examples: ./run_justrl.sh
           ./run_justrl.sh demo trainer.total_training_steps=10
           ./run_justrl.sh justrl_deepseek --only train
+          ./run_justrl.sh --compare demo_hard overlong gspo dynamic_sampling
           sbatch --nodes 4 --gpus-per-node 8 --exclusive --time 24:00:00 run_justrl.sh justrl_deepseek
 TEXT
 }
@@ -44,7 +49,7 @@ die() {
   exit 2
 }
 
-config="" only="" setup_only="" overrides=() allowed=()
+only="" setup_only="" compare="" seeds=() arms=() overrides=() allowed=()
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) usage && exit 0 ;;
@@ -54,6 +59,12 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --setup-only) setup_only=1 ;;
+    --compare) compare=1 ;;
+    --seeds)
+      [[ "${2:-}" =~ ^[1-9][0-9]{0,3}$ ]] || die "--seeds takes a number of at least 1"
+      seeds=(--seeds "$2")
+      shift
+      ;;
     --restarts)
       [[ "${2:-}" =~ ^[0-9]{1,9}$ ]] || die "--restarts takes a number, 0 for none"
       export JUSTRL_RESTARTS="$2"
@@ -71,14 +82,19 @@ while [ $# -gt 0 ]; do
       ;;
     -*) die "unknown option $1; see --help" ;;
     *=*) overrides+=("$1") ;;
-    *)
-      [ -z "$config" ] || die "more than one config: $config and $1; see --help"
-      config="$1"
-      ;;
+    *) arms+=("$1") ;; # the first one is the config
   esac
   shift
 done
-config="${config:-demo}"
+config="${arms[0]:-demo}"
+arms=("${arms[@]:1}")
+if [ -n "$compare" ]; then
+  [ -z "$only" ] || die "--compare has no stages; leave --only out"
+elif [ ${#arms[@]} -gt 0 ]; then
+  die "more than one config: $config and ${arms[0]}; see --help"
+elif [ ${#seeds[@]} -gt 0 ]; then
+  die "--seeds is for --compare"
+fi
 [[ "${JUSTRL_RESTARTS:-0}" =~ ^[0-9]{1,9}$ ]] || die "JUSTRL_RESTARTS=$JUSTRL_RESTARTS: use a number, 0 for none"
 [ -f "recipe/config/$config.yaml" ] ||
   die "unknown config '$config'; there are $(find recipe/config -maxdepth 1 -name '*.yaml' -printf '%f\n' | sed 's/\.yaml$//' | sort | xargs)"

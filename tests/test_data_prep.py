@@ -1,6 +1,7 @@
 """Prepared rows: their format, and the demo's arithmetic."""
 
 import json
+import math
 import random
 
 import pandas as pd
@@ -22,24 +23,27 @@ def test_prompts_differ_only_in_the_separator():
     assert evaluation_prompt("P") == f"P {BOXED_SENTENCE}"
 
 
-def test_demo_sets_are_disjoint_in_either_order():
-    train, test = demo.split(3584, 256, seed=0)
-    terms = [{tuple(sorted((p.a, p.b))) for p in problems} for problems in (train, test)]
+@pytest.mark.parametrize("count", [2, 3])
+def test_demo_sets_are_disjoint_in_any_order(count):
+    train, test = demo.split(3584, 256, 0, count)
+    terms = [{tuple(sorted(p.terms)) for p in problems} for problems in (train, test)]
+    orders = {tuple(sorted(range(count), key=p.terms.__getitem__)) for p in train}
+    assert len(orders) == math.factorial(count)
     assert (len(terms[0]), len(terms[1])) == (3584, 256)
     assert not terms[0] & terms[1]
-    assert demo.split(3584, 256, seed=0) == (train, test) != demo.split(3584, 256, seed=1)
+    assert demo.split(3584, 256, 0, count) == (train, test) != demo.split(3584, 256, 1, count)
 
 
 def test_every_worked_answer_scores_and_no_guess_does():
     rng = random.Random(0)
-    for problem in demo.all_problems():
+    for problem in demo.all_problems(2) + rng.sample(demo.all_problems(3), 1000):
         truth = str(problem.answer)
         assert compute_score("demo", problem.worked, truth)["score"] == 1.0
         assert compute_score("demo", problem.guess(rng), truth)["score"] == -1.0
 
 
 def test_a_made_model_is_kept_until_its_settings_change(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(model, "build_tokenizer", lambda vocab_size: 1 / 0)
+    monkeypatch.setattr(model, "build_tokenizer", lambda *_: 1 / 0)
     (tmp_path / model.SETTINGS_FILE).write_text(json.dumps(model.SETTINGS, indent=2) + "\n")
     model.write(tmp_path, model.SETTINGS)
     assert capsys.readouterr().out == f"{tmp_path}: kept, its settings have not changed\n"

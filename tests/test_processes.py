@@ -63,6 +63,30 @@ record.end_descendants()
     assert not (tmp_path / "processes.json").exists()
 
 
+def test_a_descendant_that_got_another_parent_is_recorded_and_ended(tmp_path):
+    """When a fork server's fork ends, the kernel gives its child processes to init or to another subreaper."""
+    code = f"""
+import subprocess, sys, time, psutil
+from pathlib import Path
+from common.processes import ProcessRecord, living_descendants
+shell = subprocess.Popen(["sh", "-c", '"$@" & wait', "sh", *{SLEEP!r}])
+while len(psutil.Process(shell.pid).children()) == 0:
+    time.sleep(0.05)
+escaped = psutil.Process(shell.pid).children()[0]
+record = ProcessRecord(Path({str(tmp_path)!r}))
+record.update()
+shell.kill()
+shell.wait()
+assert escaped.is_running() and escaped not in living_descendants()
+record.update()
+assert str(escaped.pid) in record.path.read_text()
+record.end_descendants()
+assert not escaped.is_running() or escaped.status() == psutil.STATUS_ZOMBIE
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGING_SECONDS)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_long_tmpdir_is_left_alone_where_a_socket_would_not_fit(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/as/it/was")
     monkeypatch.setattr(tempfile, "tempdir", "/scratch/of/a/job")

@@ -8,6 +8,7 @@ import pytest
 
 from eval import statistics
 from eval.statistics import (
+    crossed_mean,
     detectable_difference,
     distinct_n,
     holm,
@@ -152,3 +153,34 @@ def test_the_detectable_difference_counts_the_tests_that_holm_corrects_for():
     assert detectable_difference((-0.0196, 0.0196), 9) / detectable_difference((-0.0196, 0.0196), 1) == pytest.approx(
         3.61 / 2.80, abs=0.01
     )
+
+
+def test_an_arm_like_the_baseline_is_told_apart_as_rarely_as_is_stated():
+    """Seeds and problems that matter to both, and an arm that matters to single problems, better or worse."""
+    rng, found = np.random.default_rng(1), {2: [], 3: [], 5: []}
+    for seeds, p_values in found.items():
+        for _ in range(300):
+            difficulty = rng.normal(0.8, 1.5, 64)
+            runs = []
+            for own in (rng.normal(0, 0.4, 64), 0.0):
+                logit = difficulty + own + rng.normal(0, 0.2, (seeds, 1))
+                runs.append(rng.binomial(4, 1 / (1 + np.exp(-logit)), (seeds, 64)) / 4)
+            p_values.append(crossed_mean(runs[0] - runs[1]).p)
+        assert 0 < np.mean(np.array(p_values) < 0.05) < 0.08
+        assert np.mean(np.array(p_values) < 0.05 / 15) < 0.015, "as for 15 arms, where few seeds may agree by chance"
+
+
+def test_seeds_that_differ_widen_the_interval():
+    """The same problems by seed: all of the mean's variance is of seeds, whose interval is Student's."""
+    by_seed = np.array([0.1, 0.2, 0.3])
+    found = crossed_mean(np.tile(by_seed[:, None], 64))
+    half = 4.30265 * 0.1 / np.sqrt(3)
+    assert found.bounds == pytest.approx((0.2 - half, 0.2 + half), abs=1e-5)
+    assert found.df == pytest.approx(2)
+    assert found.p == pytest.approx(0.0742, abs=1e-4), "t = 3.4641 with 2 degrees of freedom"
+    swapped = crossed_mean(np.array([[0.5, -0.5] * 32, [-0.5, 0.5] * 32]))
+    error = np.sqrt(128 * 0.25 / 63 / 128)
+    assert swapped.bounds[1] == pytest.approx(12.7062 * error, rel=1e-4), "equal means of two noisy seeds prove little"
+    alike = crossed_mean(np.zeros((3, 64)))
+    assert alike.bounds[1] == pytest.approx(1 - 0.025 ** (1 / 64)), "that of a problem of another kind"
+    assert alike.p == 1

@@ -2,6 +2,7 @@
 
 Writes `train.parquet` and `test.parquet`, sums of two-digit numbers, and a Qwen2 of half a million parameters that
 solves a minority of them, so that RL has something to do. The model is kept, and made again when its settings change.
+With --hard the sums have three terms, and the model often makes mistakes where it works them out.
 """
 
 import argparse
@@ -17,10 +18,12 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the problems")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--hard", action="store_true", help="make those of the config demo_hard")
     parser.add_argument("--seed", type=int, default=0, help="of the problems, the weights and the order (%(default)s)")
     args = parser.parse_args()
-    problems.write(args.data, seed=args.seed)
-    model.write(args.model, model.SETTINGS | {"seed": args.seed})
+    settings = (model.HARD if args.hard else model.SETTINGS) | {"seed": args.seed}
+    problems.write(args.data, seed=args.seed, terms=settings["terms"])
+    model.write(args.model, settings)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from data_prep.prompt import training_prompt
 
 SETTINGS = {
     "seed": 0,
+    "terms": 2,  # of the sums
     "hidden_size": 128,
     "layers": 2,
     "vocab_size": 400,  # bytes, merges and special tokens at most
@@ -25,6 +26,7 @@ SETTINGS = {
     "all_worked": 0.7,  # fraction of the steps in which every answer is worked out
     "worked": 0.4,  # fraction of worked answers in the others
 }
+HARD = SETTINGS | {"terms": 3, "steps": 1000}  # it makes a mistake in half of the sums that it works out
 SETTINGS_FILE = "justrl_backbone.json"
 
 # verl's Qwen chat handling wants <|im_end|> to exist and a newline to be exactly one token.
@@ -37,11 +39,11 @@ MAX_POSITIONS = 32768
 IGNORED_LABEL = -100
 
 
-def build_tokenizer(vocab_size: int):
+def build_tokenizer(vocab_size: int, terms: int):
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
-    texts = [f"{training_prompt(p.text)}\nsystem\nuser\nassistant\n{p.worked}" for p in all_problems()]
+    texts = [f"{training_prompt(p.text)}\nsystem\nuser\nassistant\n{p.worked}" for p in all_problems(terms)]
     tokenizer = Qwen2Tokenizer(model_max_length=MAX_POSITIONS).train_new_from_iterator(
         texts,
         vocab_size,
@@ -82,7 +84,7 @@ def supervised_examples(tokenizer, settings: dict) -> list[dict]:
     """
     rng = random.Random(settings["seed"])
     count = settings["steps"] * settings["batch_size"]
-    problems = rng.choices(split(TRAIN, TEST, settings["seed"])[0], k=count)
+    problems = rng.choices(split(TRAIN, TEST, settings["seed"], settings["terms"])[0], k=count)
     mixed_from = settings["all_worked"] * count
     answers = [
         problem.worked if number < mixed_from or rng.random() < settings["worked"] else problem.guess(rng)
@@ -130,7 +132,7 @@ def write(path: Path, settings: dict) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = build_tokenizer(settings["vocab_size"])
+    tokenizer = build_tokenizer(settings["vocab_size"], settings["terms"])
     model = build_model(tokenizer, settings)
     print(f"{model.num_parameters() / 1e6:.2f} million parameters, {len(tokenizer)} tokens")
     warm_start(model, tokenizer, supervised_examples(tokenizer, settings), settings)

@@ -1,0 +1,1 @@
+"""Training runs of a baseline and of arms, compared over seeds."""

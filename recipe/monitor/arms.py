@@ -1,0 +1,17 @@
+"""Which arms a run has, and what they are."""
+
+from omegaconf import DictConfig
+
+from recipe import arms
+
+BASELINE = "baseline"
+
+
+def arm_of(config: DictConfig) -> str:
+    """Return a run's arm, "a+b" for several together, and "baseline" for none."""
+    return "+".join(sorted(arms.arms(config))) or BASELINE
+
+
+def titles(arm: str) -> list[str]:
+    """Return the title of each arm of a run's: "Name: what it is (source)."; ValueError if its file is gone."""
+    return [arms.title(name) for name in arm.split("+")]
