@@ -25,6 +25,8 @@ CPUS_OF_TRANSFER_QUEUE = 1  # transfer_queue.controller.TransferQueueController
 CPUS_TO_START_AN_ACTOR = 1
 
 ACTOR = "actor_rollout_ref.actor"
+OUR_BUFFERS = "pkg://recipe.verl_plugins.replay_buffer"
+BUFFERS = {"sync": "ReplayBuffer", "colocate_async": "ReplayBufferAsync"}  # by trainer.v1.trainer_mode
 BYTES_PER_PARAMETER = 12  # a checkpoint holds fp32 weights and two Adam moments
 
 
@@ -48,6 +50,7 @@ def check_config(config: DictConfig) -> None:
     with about(f"{reward_file.KEY}.path"):
         reward_file.load(config)
     check_batch(config)
+    check_sampling(config)
     check_lengths(config)
     attention.check(config)
 
@@ -143,13 +146,6 @@ def check_data(config: DictConfig) -> None:
 
 def check_batch(config: DictConfig) -> None:
     """Check that batch sizes divide, as verl's trainer asserts minutes into a run."""
-    sampler = config.trainer.v1.sampler
-    if sampler.custom_sampler.path and (config.algorithm.filter_groups.enable or sampler.sync_refill_failed_groups):
-        raise ValueError(
-            "algorithm.filter_groups.enable and trainer.v1.sampler.sync_refill_failed_groups: "
-            "only verl's own replay buffer can filter or refill groups; "
-            "set trainer.v1.sampler.custom_sampler.path=null as well, and see recipe/FIDELITY.md, L2"
-        )
     batch, mini = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
     if mini > batch:
         raise ValueError(f"{ACTOR}.ppo_mini_batch_size={mini} is larger than data.train_batch_size={batch}")
@@ -161,6 +157,32 @@ def check_batch(config: DictConfig) -> None:
         raise ValueError(
             f"{ACTOR}.ppo_mini_batch_size={mini}: a mini-batch of {responses} responses does not divide by "
             f"{ranks} ranks; change it or trainer.n_gpus_per_node"
+        )
+
+
+def check_sampling(config: DictConfig) -> None:
+    """Check that trainer and replay buffer fit together, and that groups can be filtered by what the reward returns."""
+    mode, sampler = config.trainer.v1.trainer_mode, config.trainer.v1.sampler.custom_sampler
+    if mode not in BUFFERS:
+        raise ValueError(f"trainer.v1.trainer_mode={mode}: not supported; use {' or '.join(BUFFERS)}")
+    if sampler.path == OUR_BUFFERS and sampler.name != BUFFERS[mode]:
+        raise ValueError(
+            f"trainer.v1.sampler.custom_sampler.name={sampler.name}: does not work with "
+            f"trainer.v1.trainer_mode={mode}; use {BUFFERS[mode]}"
+        )
+    filters = config.algorithm.filter_groups
+    if not filters.enable:
+        return
+    if config.actor_rollout_ref.rollout.n == 1:
+        raise ValueError(
+            "algorithm.filter_groups.enable: the one response of a group cannot differ; "
+            "raise actor_rollout_ref.rollout.n, or set it to false"
+        )
+    known = reward_file.numbers(config)
+    if known and filters.metric not in ("reward", *known):
+        raise ValueError(
+            f"algorithm.filter_groups.metric={filters.metric}: the reward returns no such number; "
+            f"use reward or one of {', '.join(known)}"
         )
 
 

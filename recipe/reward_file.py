@@ -56,6 +56,13 @@ def load(config: DictConfig) -> Callable | None:
     return functools.partial(function, **options)
 
 
+def numbers(config: DictConfig) -> list[str]:
+    """List the numbers that one of our rewards returns for a response; nothing for another reward."""
+    function = load(config) if is_ours(config) else None
+    found = function("", "", "1") if function else {}
+    return [name for name, value in found.items() if isinstance(value, (int, float))]
+
+
 def check_signature(function: Callable, name: str, options: dict) -> None:
     """Check that verl can call a function, with the configured options: `**kwargs` would swallow mistyped ones."""
     try:

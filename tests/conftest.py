@@ -118,3 +118,25 @@ def impatient(monkeypatch) -> None:
     monkeypatch.setattr(answering, "BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr(endpoint, "PROBE_SECONDS", 0.01)
     monkeypatch.setattr(endpoint, "RESTART_SECONDS", 5)
+
+
+@pytest.fixture(scope="module")
+def queue():
+    """A TransferQueue with one storage unit, on a Ray of its own."""
+    import ray
+    import transfer_queue
+    from ray._private import node, services
+
+    from common.ray_start import prepare_ray_start
+    from recipe.compose import compose
+
+    with pytest.MonkeyPatch.context() as unchanged:  # `prepare_ray_start` is for one start of a process
+        unchanged.setattr(services, "get_node", services.get_node)
+        for name in ("start_raylet", "start_api_server", "start_monitor"):
+            unchanged.setattr(node.Node, name, getattr(node.Node, name))
+        prepare_ray_start()
+        ray.init(address="local", num_cpus=3, include_dashboard=False)
+    transfer_queue.init(compose("demo", [], "cpu").transfer_queue)
+    yield transfer_queue
+    transfer_queue.close()
+    ray.shutdown()

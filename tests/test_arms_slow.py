@@ -6,7 +6,9 @@ continues under its id, and a warning that is said once.
 
 import json
 import subprocess
+from collections import defaultdict
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -153,3 +155,52 @@ def test_both_together_on_two_ranks_with_an_output_table_of_its_own(fork_server,
     assert metrics["training/rollout_probs_diff_mean"] < 5e-3, (
         "as bf16 in the trainer makes it; both have the same weights"
     )
+
+
+IN_ORDER = ["data.shuffle=false", "data.max_response_length=64", "trainer.val_before_train=false"]
+IN_ORDER += ["+trainer.v1.sampler.sampler_kwargs.poll_interval=0.2"]
+
+
+def trained(folder, step):
+    """Return the scores of a step's responses by the row of their prompt in the training set."""
+    rows = pq.read_table(ROOT / "data" / "demo" / "train.parquet").column("prompt").to_pylist()
+    place = {messages[0]["content"]: i for i, messages in enumerate(rows)}
+    scores = defaultdict(list)
+    for line in (folder / "rollouts" / f"{step}.jsonl").read_text().splitlines():
+        response = json.loads(line)
+        asked = response["input"].removeprefix("user\n").removesuffix("\nassistant\n").strip()
+        scores[place[asked]].append(response["score"])
+    return dict(scores)
+
+
+def test_dynamic_sampling_trains_on_the_first_prompts_whose_responses_differ(fork_server):
+    folder = experiment("test_dynamic_sampling")
+    dump = f"trainer.rollout_data_dir={folder}/rollouts"
+    train(fork_server, folder.name, "dynamic_sampling", 3, *IN_ORDER, dump, "trainer.save_freq=-1")
+    metrics, begin, thrown = read_metrics(folder / "metrics.jsonl"), 0, 0
+    for step in (1, 2, 3):
+        scores, found = trained(folder, step), metrics[step]
+        assert len(scores) == 32
+        assert all(len(values) == 8 and len(set(values)) == 2 for values in scores.values())
+        filtered = found["rollout/filtered_correct"] + found["rollout/filtered_incorrect"]
+        generated = found["rollout/generated_prompts"]
+        assert generated == 32 + filtered + found["rollout/discarded_prompts"]
+        assert set(scores) <= set(range(int(begin), int(begin + generated))), "a step goes on where the last one ended"
+        assert max(scores) + 1 - begin - 32 <= filtered, "no prompt before the last one was left out for another reason"
+        assert found["rollout/generated_tokens"] > 32 * 8 * found["response_length/mean"]
+        begin, thrown = begin + generated, thrown + filtered
+    assert thrown > 0
+
+
+def test_asynchronous_batches_are_one_step_old_and_a_restart_loses_and_repeats_no_prompt(fork_server):
+    folder = experiment("test_async_one_step")
+    same = [*IN_ORDER, f"trainer.rollout_data_dir={folder}/rollouts", "trainer.save_freq=3"]
+    for steps in (3, 4):
+        train(fork_server, folder.name, "async_one_step", steps, *same)
+    metrics = read_metrics(folder / "metrics.jsonl")
+    assert list(metrics) == [1, 2, 3, 4]
+    for step, found in metrics.items():
+        assert trained(folder, step).keys() == set(range(32 * (step - 1), 32 * step))
+        assert found["training/off_policy/trajectory_staleness_worst/max"] <= 1
+        assert found["rollout/generated_tokens"] == pytest.approx(32 * 8 * found["response_length/mean"])
+    assert metrics[2]["training/off_policy/trajectory_staleness_worst/max"] == 1

@@ -224,6 +224,18 @@ def test_reward_and_batch(ready):
     assert "larger than" in problem(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=64")
 
 
+def test_sampling(ready):
+    on = "algorithm.filter_groups.enable=true"
+    assert "cannot differ" in problem(ready[1], on, "actor_rollout_ref.rollout.n=1")
+    metric = "algorithm.filter_groups.metric"
+    assert "the reward returns no such number; use reward or one of score, acc" in problem(ready[1], on, f"{metric}=x")
+    assert "no such number" in problem(ready[1], on, f"{metric}=pred"), "a text"
+    preflight.check(compose("demo", [*ready[1], on, f"{metric}=acc"], "cpu"))
+    mode = "trainer.v1.trainer_mode"
+    assert f"{mode}=separate_async: not supported" in problem(ready[1], f"{mode}=separate_async")
+    assert "use ReplayBufferAsync" in problem(ready[1], f"{mode}=colocate_async")
+
+
 def test_lengths_and_steps(ready):
     assert "max_model_len allows 100 tokens" in problem(ready[1], "actor_rollout_ref.rollout.max_model_len=100")
     tokens = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"

@@ -7,36 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from omegaconf import OmegaConf
 
-from common.ray_start import prepare_ray_start
 from recipe.compose import compose
 from recipe.verl_plugins.preemptions import COUNT
+from tests.test_processes import wait_until
 
-PROMPTS, RESPONSES = 6, 8
-
-
-@pytest.fixture(scope="module")
-def queue():
-    """A TransferQueue with one storage unit, on a Ray of its own."""
-    import ray
-    import transfer_queue
-
-    prepare_ray_start()
-    ray.init(address="local", num_cpus=3, include_dashboard=False)
-    transfer_queue.init(compose("demo", [], "cpu").transfer_queue)
-    yield transfer_queue
-    transfer_queue.close()
-    ray.shutdown()
+PROMPTS, RESPONSES, TOKENS = 6, 8, 2
+TAG = {"status": "success", "response_len": TOKENS}
 
 
-def put(queue, key: str) -> None:
-    """Put a finished response, as an agent loop does; the third of each group was preempted twice."""
+def put(queue, key: str, **info) -> None:
+    """Put a finished response of two tokens, as an agent loop does; the third of each group was preempted twice."""
     import torch
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-    info = {"score": float(key.endswith("_0_0")), "pred": "" if key.endswith("_1_0") else "7"}
+    info |= {"score": float(key.endswith("_0_0")), "pred": "" if key.endswith("_1_0") else "7"}
     extra = {"reward_extra_info": info} | ({"kv_transfer_params": {COUNT: 2}} if key.endswith("_2_0") else {})
-    response = list_of_dict_to_tensordict([{"responses": torch.ones(2), "extra_fields": extra}])
-    queue.kv_batch_put(keys=[key], partition_id="train", fields=response, tags=[{"status": "success"}])
+    response = list_of_dict_to_tensordict([{"responses": torch.ones(TOKENS), "extra_fields": extra}])
+    queue.kv_batch_put(keys=[key], partition_id="train", fields=response, tags=[TAG])
 
 
 def prompts_and_responses(queue) -> tuple[list[str], list[str]]:
@@ -95,6 +82,8 @@ def test_batch_is_in_the_order_of_its_prompts(queue):
         "rollout/lost_prompts": 0,
         "rollout/preemptions": 2 / RESPONSES,
         "timing_s/gen_tail": 0,
+        "rollout/generated_prompts": PROMPTS,
+        "rollout/generated_tokens": PROMPTS * RESPONSES * TOKENS,
     }
 
 
@@ -119,7 +108,7 @@ def test_failed_responses_and_lost_prompts_are_counted(queue):
 def test_the_wait_for_the_last_responses_is_measured(queue):
     from recipe.verl_plugins.replay_buffer import ReplayBuffer
 
-    interval, polls = 0.05, 4
+    interval, wait = 0.05, 0.2
     buffer = build(ReplayBuffer, [f"trainer.v1.sampler.sampler_kwargs.poll_interval={interval}"])
     uids, keys = prompts_and_responses(queue)
     for key in keys[:-1]:
@@ -127,8 +116,8 @@ def test_the_wait_for_the_last_responses_is_measured(queue):
     end(queue, uids[:-1])
 
     def finish():
-        while len(buffer.polls) < polls:
-            time.sleep(interval / 10)
+        wait_until(lambda: len(buffer.seen) == len(keys) - 1)
+        time.sleep(wait)
         put(queue, keys[-1])
         end(queue, uids[-1:])
 
@@ -137,14 +126,15 @@ def test_the_wait_for_the_last_responses_is_measured(queue):
         finishing = pool.submit(finish)
         _, metrics = sample(queue, buffer)
     finishing.result()
-    assert (polls - 1) * interval < metrics["timing_s/gen_tail"] < time.monotonic() - started_at
+    assert wait < metrics["timing_s/gen_tail"] < time.monotonic() - started_at
 
 
 def test_the_wait_begins_when_nine_tenths_are_there():
     from recipe.verl_plugins.replay_buffer import losses, tail_seconds
 
-    assert tail_seconds([(1.0, 0), (2.0, 89), (3.0, 90), (4.0, 99)], 5.0, 100) == 2.0
-    assert tail_seconds([(1.0, 0), (2.0, 89)], 5.0, 100) == 0.0
+    assert tail_seconds([4.0, *[1.0] * 8, 3.0], 0.0, 4.0) == 1.0
+    assert tail_seconds([5.0] * 10, 0.0, 5.0) == 0.0
+    assert tail_seconds([1.0] * 10, 4.0, 5.0) == 1.0, "they were there before the step: it waited for something else"
     assert losses(["a_b_0_0", "a_b_0_1", "a_b_1_0"], 1, 2) == {"rollout/short_groups": 0, "rollout/lost_prompts": 0}
 
 

@@ -158,6 +158,16 @@ def test_the_published_budgets_are_the_papers_formula():
     assert found["tokens"] / found["budget"] == pytest.approx(0.27, abs=0.01), "facts: about 0.3"
 
 
+def test_what_dynamic_sampling_throws_away_is_counted():
+    config = compose("justrl_deepseek", [], "cuda")
+    used = {"critic/score/mean": 0.0, "response_length/mean": 4500.0}
+    thrown = used | {"rollout/generated_prompts": 512.0, "rollout/generated_tokens": 8 * 512 * 4000.0}
+    found = compute({1: used, 2: thrown}, config)
+    assert (found["prompts"], found["responses"]) == (256 + 512, 8 * (256 + 512))
+    assert found["tokens"] == 8 * 256 * 4500 + 8 * 512 * 4000
+    assert found["updates"] == 8, "as many updates as ever"
+
+
 def test_the_papers_run_is_drawn_before_its_bands_and_curve(tmp_path):
     """The same metrics give another picture under the paper's config; a gradient norm of null does not stop it."""
     run_folder = make_run(tmp_path)

@@ -13,22 +13,28 @@ from recipe.monitor.metrics import has_training, number, step_seconds
 def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:
     """Return what the steps of a run took.
 
-    `tokens` are the generated ones, without prompts. `budget` is the paper's formula: steps x prompts per step x
-    rollouts x maximum context, prompt included. `hours` are those of the steps and their validation, on every rank;
-    starts, the validation before training, and steps that were run again after a death are not in the metrics.
+    `prompts`, `responses` and `tokens` are the generated ones, which dynamic sampling throws away in part; tokens are
+    without prompts. `budget` is the paper's formula: prompts x rollouts x maximum context, prompt included. `hours` are
+    those of the steps and their validation, on every rank; starts, the validation before training, and steps that were
+    run again after a death are not in the metrics.
     """
     trained = [metrics for metrics in by_step.values() if has_training(metrics)]
     data, actor, n = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
-    responses = len(trained) * data.train_batch_size * n
+    prompts = int(sum(number(metrics, "rollout/generated_prompts", data.train_batch_size) for metrics in trained))
     return {
         "steps": len(trained),
         "updates": len(trained) * actor.ppo_epochs * data.train_batch_size // actor.ppo_mini_batch_size,
-        "prompts": responses // n,
-        "responses": responses,
-        "tokens": sum(number(metrics, "response_length/mean", 0.0) for metrics in trained) * data.train_batch_size * n,
-        "budget": responses * (data.max_prompt_length + data.max_response_length),
+        "prompts": prompts,
+        "responses": prompts * n,
+        "tokens": sum(generated_tokens(metrics, data.train_batch_size * n) for metrics in trained),
+        "budget": prompts * n * (data.max_prompt_length + data.max_response_length),
         "hours": sum(map(step_seconds, trained)) / 3600 * config.trainer.nnodes * config.trainer.n_gpus_per_node,
     }
+
+
+def generated_tokens(metrics: dict, responses: int) -> float:
+    """Return the tokens that a step generated; of an older run, which did not log it, those that it used."""
+    return number(metrics, "rollout/generated_tokens", responses * number(metrics, "response_length/mean", 0.0))
 
 
 def count(value: float) -> str:

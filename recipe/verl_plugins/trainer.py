@@ -1,23 +1,25 @@
-"""verl's synchronous trainer, which shows what it does, and which a file can ask to save: `touch outputs/RUN/stop`.
+"""verl's trainers, which show what they do, and which a file can ask to save: `touch outputs/RUN/stop`.
 
-verl 0.9.1's V1 trainer saves at fixed steps alone; the older one has `should_save_ckpt_esi` for this.
+verl 0.9.1's V1 trainers save at fixed steps alone; the older one has `should_save_ckpt_esi` for this.
 A job that is near its time limit would lose the steps since the last of them.
 """
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import ray
+import transfer_queue as tq
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo import metric_utils
 from verl.trainer.ppo.core_algos import agg_loss
 from verl.trainer.ppo.v1 import trainer_base
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipe.checkpoints import STOP
 from recipe.heartbeat import SAVE, START, TRAINER, VALIDATION, Heartbeat
+from recipe.verl_plugins.replay_buffer import ReplayBuffer
 
 # verl's methods with which a phase of a run begins; each lasts until the next begins.
 PHASES = {
@@ -58,14 +60,29 @@ metric_utils.bootstrap_metric = bootstrap_once
 trainer_base.agg_loss = mean_over_tokens
 
 
-class ShownTrainer(PPOTrainerSync):
-    """PPOTrainerSync that writes its phase, and in a generation the responses that are there, for the supervisor."""
+class Supervised(PPOTrainer):
+    """A mixin that writes the trainer's phase, and in a generation the responses that are there, for the supervisor.
+
+    The loop ends after the step in which the file appears, with a checkpoint of that step.
+    """
 
     def __init__(self, config):
         self.heartbeat, self.global_steps = Heartbeat(TRAINER), 0
         super().__init__(config)
         if hasattr(self.replay_buffer, "_wait_for_next_poll"):  # another class may wait in its own way
             self.wait, self.replay_buffer._wait_for_next_poll = self.replay_buffer._wait_for_next_poll, self.show_poll
+
+    def _build_replay_buffer(self):
+        """Give a class of this recipe what verl gives its own alone: which groups to filter and to refill."""
+        buffer, batch = super()._build_replay_buffer(), self.config.data.train_batch_size
+        filters, sampler = self.config.algorithm.filter_groups, self.config.trainer.v1.sampler
+        if isinstance(buffer, ReplayBuffer):
+            buffer.filter_groups_metric = self._resolve_filter_groups_metric()
+            buffer.sync_refill_failed_groups = sampler.sync_refill_failed_groups
+            buffer.max_inflight_gen_batches = filters.max_inflight_gen_batches
+            buffer.train_batch_size, buffer.gen_batch_size = batch, 1
+            buffer.most_thrown_away = filters.max_num_gen_batches * batch
+        return buffer
 
     def show_poll(self, partition_id: str, *args):
         """Show how many responses are there, and all responses of how many prompts, then wait for the next poll."""
@@ -76,29 +93,9 @@ class ShownTrainer(PPOTrainerSync):
         self.heartbeat.set(**self.heartbeat.state | {"done": done})
         return self.wait(partition_id, *args)
 
-
-def shown(method: Callable, phase: str) -> Callable:
-    """Wrap a method of the trainer with which a phase begins."""
-
-    @functools.wraps(method)
-    def wrapped(self, *args, **kwargs):
-        self.heartbeat.set(phase=phase, step=self.global_steps, call=method.__name__)
-        return method(self, *args, **kwargs)
-
-    return wrapped
-
-
-for name, phase in PHASES.items():
-    setattr(ShownTrainer, name, shown(getattr(PPOTrainerSync, name), phase))
-
-
-@register_trainer("stoppable")
-class StoppableTrainer(ShownTrainer):
-    """The trainer above, whose loop ends after the step in which the file appears, with a checkpoint of that step."""
-
-    def __init__(self, config):
-        config.trainer.v1.trainer_mode = "sync"  # verl saves more in every mode of another name
-        super().__init__(config)
+    def on_validate_begin(self) -> None:
+        ESTIMATES.clear()  # of the validation before
+        super().on_validate_begin()
 
     def step(self, *args, **kwargs):
         """Do one step, then look for the file; `PPOTrainer.fit` decides next whether to save."""
@@ -108,18 +105,41 @@ class StoppableTrainer(ShownTrainer):
             self.total_training_steps = self.global_steps
         return batch
 
-    def _validate(self) -> dict[str, float]:
-        ESTIMATES.clear()  # of the validation before
-        return super()._validate()
+
+def shown(name: str, phase: str) -> Callable:
+    """Make the mixin's method of that name, with which a phase begins."""
+
+    def method(self, *args, **kwargs):
+        self.heartbeat.set(phase=phase, step=self.global_steps, call=name)
+        return getattr(super(Supervised, self), name)(*args, **kwargs)
+
+    return method
+
+
+for name, phase in PHASES.items():
+    setattr(Supervised, name, shown(name, phase))
+
+
+class SyncTrainer(Supervised, PPOTrainerSync):
+    """Every response comes from the policy that learns from it."""
+
+
+class AsyncTrainer(Supervised, PPOTrainerColocateAsync):
+    """The next step's prompts are generated with this one's; at its end verl interrupts them, and then continues."""
+
+    def _load_checkpoint(self):
+        """Drop the responses that the checkpoint's own step was trained on, which verl saves with the unfinished."""
+        super()._load_checkpoint()
+        tags = (tq.kv_list("train") or {}).get("train", {})
+        if trained := [key for key in tags if key.split("_")[0] not in tags]:
+            tq.kv_clear(keys=trained, partition_id="train")
+
+
+TRAINER_REGISTRY.update(sync=SyncTrainer, colocate_async=AsyncTrainer)
 
 
 class TaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
-    """verl's task runner with the trainer above."""
-
-    def run(self, config):
-        """Run the training, as `TaskRunnerV1.run` does."""
-        config.trainer.v1.trainer_mode = "stoppable"
-        super().run(config)
+    """verl's task runner in a process that has imported this module, and so with the trainers above."""
 
 
 RemoteTaskRunner = ray.remote(TaskRunner)
