@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from recipe import check, preflight
 from recipe.arms import FOLDER, arm_names, arms, title
 from recipe.compose import compose, compose_unresolved, config_names
+from tests.conftest import ROOT
 
 
 def keys(arm):
@@ -46,6 +47,7 @@ def test_an_arm_can_be_run_on_the_demo(arm):
 @pytest.mark.parametrize("arm", arm_names())
 def test_an_arm_says_its_name_and_its_source(arm):
     assert re.fullmatch(r"[^:]+: .+ \(.*(arXiv \d{4}\.\d{5}|https://).*\)\.", title(arm)), title(arm)
+    assert f"| `{arm}` | {title(arm)} |" in (ROOT / "docs" / "runs.md").read_text().splitlines()
 
 
 def test_arms_of_a_small_config_exist():
