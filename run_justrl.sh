@@ -110,9 +110,10 @@ compare_arms() {
   local comparison=(python -m recipe.compare "$config" "${arms[@]}" "${seeds[@]}" "${overrides[@]}" "${allowed[@]}")
   local folders status=0
   folders=$("${comparison[@]}" --folders)
+  mapfile -t folders <<<"$folders"
   "${comparison[@]}" || status=$?
   [ "$status" -le 1 ] || return "$status"
-  xargs python -m eval.report --output "$run_folder/arms" <<<"$folders" # it lists the runs that are not done
+  python -m eval.report "${folders[@]}" --output "$run_folder/arms" || return # it lists the runs that are not done
   return "$status"
 }
 

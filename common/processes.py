@@ -134,13 +134,13 @@ class ProcessRecord:
     def update(self) -> None:
         """Write the living descendants of this process, id to `start_ticks`, and the boot that these belong to.
 
-        What was one stays: an child of a fork server's fork gets another parent than this process.
+        Those recorded before stay recorded: a child of a fork server's fork is reparented away from this process.
         """
         alive = {process.pid: self.recorded[process.pid] for process in still_alive(self.recorded)}
         for process in living_descendants():
             with contextlib.suppress(psutil.NoSuchProcess):
                 alive[process.pid] = start_ticks(process.pid)
-        if alive.keys() != self.recorded.keys():
+        if alive != self.recorded:
             write_text(self.path, json.dumps({"boot": BOOT_ID.read_text(), "processes": alive}))
             self.recorded = alive
 

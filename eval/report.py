@@ -9,7 +9,7 @@ baseline's and those of arms, are compared in their training and last validation
 examples:
   python -m eval.report outputs/demo
   python -m eval.report outputs/eval/JustRL-DeepSeek-1.5B outputs/mine --output outputs/compared
-  python -m eval.report outputs/demo_* --output outputs/arms --x tokens --page docs/arms.md
+  python -m eval.report outputs/demo_hard_*seed* --output outputs/arms --x tokens --page docs/arms.md
 """
 
 import argparse

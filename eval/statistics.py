@@ -66,7 +66,7 @@ def distinct_n(texts: Sequence[str], n: int = 4) -> float | None:
 
 
 def both_tails(t: float, df: float) -> float:
-    """Return the chance that Student's t is at least so far from 0; `df` need not be whole."""
+    """Return the two-sided p-value of Student's t; `df` need not be an integer."""
     if df >= NORMAL:
         return 2 * NormalDist().cdf(-abs(t))
     return float(mpmath.betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))

@@ -14,6 +14,19 @@ from common.processes import REPOSITORY
 
 FOLDER = REPOSITORY / "recipe" / "config" / "arms"
 CHOICE = re.compile(r"\+{0,2}arms=")
+NAME = "trainer.experiment_name"
+UNCLIPPED = "with one update per step nothing is clipped"
+# Arms that set no common key, but of which one takes the other's effect away.
+CONFLICTS = {
+    ("as_released", "dr_grpo"): "the release's aggregation is a token mean",
+    ("dr_grpo", "reinforce_pp"): "REINFORCE++ has its own normalisation",
+    ("dr_grpo", "rloo"): "RLOO never divides by the deviation",
+    ("grpo_passk", "overlong"): "the penalty would decide which response is the best",
+    ("cispo", "on_policy"): UNCLIPPED,
+    ("clip_cov", "on_policy"): UNCLIPPED,
+    ("gspo", "on_policy"): UNCLIPPED,
+    ("on_policy", "symmetric_clip"): UNCLIPPED,
+}
 
 
 def arm_names() -> list[str]:
@@ -21,9 +34,16 @@ def arm_names() -> list[str]:
 
 
 def arms(config: DictConfig) -> list[str]:
-    """List the arms of a composed config, in the order in which they were given."""
+    """List the arms of a composed config, sorted: their order makes no difference."""
     allow = OmegaConf.select(config, "justrl.allow")
-    return [name for name in allow if name in arm_names()] if isinstance(allow, Mapping) else []
+    return sorted(name for name in allow if name in arm_names()) if isinstance(allow, Mapping) else []
+
+
+def missing_arm(config: DictConfig) -> str:
+    """Return a name in `justrl.allow` of a run's config that neither an arm nor a config has any more, "" if none."""
+    allow = OmegaConf.select(config, "justrl.allow")
+    known = {*arm_names(), *(path.stem for path in FOLDER.parent.glob("*.yaml"))}
+    return min(set(allow) - known, default="") if isinstance(allow, Mapping) else ""
 
 
 def title(name: str) -> str:
@@ -43,12 +63,26 @@ def own_overrides(config: DictConfig, overrides: list[str]) -> list[str]:
     scale = [override for arm in chosen for override in config.justrl.arms.get(arm, [])]
     if not choices(overrides):
         return scale
-    name = OmegaConf.to_container(config.trainer)["experiment_name"]  # not resolved: it may be of what is not there
-    return [*scale, f"trainer.experiment_name={'_'.join([name, *chosen])}"]
+    name = OmegaConf.to_container(config.trainer)["experiment_name"]  # unresolved: it may refer to what is not set
+    return [*scale, named("_".join([str(name), *chosen]))]
 
 
-def check_arms(config: DictConfig) -> None:
-    """Check that no two arms set the same key; ValueError of one line."""
+def named(name: str) -> str:
+    """Return the override that gives an experiment a name of any characters."""
+    escaped = re.sub(r"([\\'])", r"\\\1", name)
+    return f"{NAME}='{escaped}'"
+
+
+def check_arms(config: DictConfig, overrides: list[str]) -> None:
+    """Check that each arm lists itself, and that no two set the same key or undo each other; ValueError of one line."""
+    chosen = {name for choice in choices(overrides) for name in re.findall(r"[^\[\], ]+", choice.partition("=")[2])}
+    if unlisted := sorted(chosen - set(arms(config))):
+        name = unlisted[0]
+        raise ValueError(
+            f"recipe/config/arms/{name}.yaml: justrl.allow has no entry {name}; list the keys that it sets"
+        )
     for one, other in itertools.combinations(arms(config), 2):
         if both := sorted(set(config.justrl.allow[one]) & set(config.justrl.allow[other])):
             raise ValueError(f"arms {one} and {other} both set {both[0]}; choose one of them")
+        if reason := CONFLICTS.get((one, other)):
+            raise ValueError(f"arms {one} and {other} do not go together: {reason}; choose one of them")

@@ -28,6 +28,7 @@ CONFIG_FOLDER = REPOSITORY / "recipe" / "config"
 # Keys that verl 0.9.1 reads although its own YAML files do not declare them, each with the reader.
 UNDECLARED_KEYS = {
     "actor_rollout_ref.actor.fsdp_config.mixed_precision": "verl.workers.config.FSDPEngineConfig",
+    "actor_rollout_ref.ref.fsdp_config.mixed_precision": "verl.workers.config.FSDPEngineConfig",
     "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "verl.trainer.main_ppo.TaskRunnerV1",
     "actor_rollout_ref.rollout.custom.validation_response_length": "recipe.verl_plugins.agent_loops",
@@ -85,7 +86,7 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     if unknown := unknown_keys(values, plain(base)):
         raise ValueError(f"{name}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
     check_kinds(values, verl_defaults())
-    check_arms(config)
+    check_arms(config, overrides)
     if own := own_overrides(config, overrides):
         return hydra_compose(CONFIG_FOLDER, name, [search_path, *preset, *own, *overrides])
     return config

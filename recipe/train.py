@@ -54,12 +54,15 @@ class Interrupted(BaseException):  # as KeyboardInterrupt: OmegaConf replaces ev
     """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
-def changed_keys(before: Path, config: DictConfig) -> str:
-    """List the dotted keys in which `config` differs from the config of the last start, "" if in none."""
+def changed_keys(before: Path, config: DictConfig) -> list[str]:
+    """List the dotted keys in which `config` differs from the config of the last start."""
     if not before.exists():
-        return ""
+        return []
     old, new = (flat(c) for c in (read_config(before), config))
-    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(START_KEYS))
+    return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not k.startswith(START_KEYS))
+
+
+def shortened(keys: list[str]) -> str:
     more = [f"and {len(keys) - KEYS_SHOWN} more"] if keys[KEYS_SHOWN:] else []
     return ", ".join([*keys[:KEYS_SHOWN], *more])
 
@@ -75,7 +78,7 @@ def announce(config: DictConfig, step: int, log) -> None:
     log.flush()
     try:
         if step and (changed := changed_keys(folder / "config.yaml", config)):
-            print(f"  note: changed since the last start: {changed}")
+            print(f"  note: changed since the last start: {shortened(changed)}")
     except ValueError as error:
         print(f"  note: changes since the last start are unknown: {error}")
 

@@ -29,9 +29,12 @@ def compute_score(
     """Score one response as `justrl.compute_score` does, which also has the arguments and what is raised.
 
     Returns:
-        The same keys. Of a response to a row of another split than `train`, `score` and `acc` are math-verify's.
+        The same keys. Of a response to a row of another split than `train`, `score` and `acc` are math-verify's. With
+        `shadow` also `strict`, 1 where the strict box is correct, which never touches the score.
     """
     result = justrl.compute_score(data_source, solution_str, ground_truth, extra_info, shadow=shadow)
+    if shadow:
+        result["strict"] = result["acc"]
     if (extra_info or {}).get("split", "train") != "train":
         correct = float(POOL.ask(solution_str, ground_truth) == "correct")  # as 0.4, incorrect where it takes too long
         result |= {"score": correct, "acc": correct}

@@ -20,6 +20,7 @@ was interrupted continues from its last checkpoint.
   --restarts N      restart a failed or hung training up to N times (default: 3, or 0 at a terminal)
   --allow KEY       accept a difference from the paper that recipe.check lists; may be repeated
   --alert COMMAND   shell command to run on warnings, restarts, hangs, failure and the end: docs/monitoring.md
+  +arms=NAME        the config with an arm of recipe/config/arms, or +arms=[NAME,NAME]: docs/runs.md
   key=value         Hydra overrides for the training; they win over the config
 
 environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
@@ -90,8 +91,10 @@ config="${arms[0]:-demo}"
 arms=("${arms[@]:1}")
 if [ -n "$compare" ]; then
   [ -z "$only" ] || die "--compare has no stages; leave --only out"
+  [ ${#arms[@]} -gt 0 ] || die "--compare needs an arm of recipe/config/arms: docs/runs.md"
+  [ -z "${SLURM_JOB_ID:-}" ] || die "--compare is for one machine; on Slurm each run is a job: docs/runs.md"
 elif [ ${#arms[@]} -gt 0 ]; then
-  die "more than one config: $config and ${arms[0]}; see --help"
+  die "more than one config: $config and ${arms[0]}; for an arm use +arms=${arms[0]} or --compare"
 elif [ ${#seeds[@]} -gt 0 ]; then
   die "--seeds is for --compare"
 fi

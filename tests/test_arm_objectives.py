@@ -95,6 +95,21 @@ def advantages(arm, lengths):
     return hand_advantages(REWARDS).ravel()
 
 
+def test_pass_at_k_goes_on_with_short_groups_and_padding():
+    """verl raises at a group of one, as a failed response or a single row of padding leaves it."""
+    import torch
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+    from recipe.verl_plugins import trainer  # noqa: F401, a run's driver imports it
+
+    rewards = torch.tensor([[1.0], [-1.0], [-1.0], [1.0], [0.0]])
+    index = np.array(["a", "a", "a", "b", "pad"], dtype=object)
+    found, _ = get_adv_estimator_fn("grpo_passk")(
+        token_level_rewards=rewards, response_mask=torch.ones(5, 1), index=index, config={}
+    )
+    assert found[:, 0].tolist() == pytest.approx([2 / math.sqrt(4 / 3), 0, 0, 0, 0], rel=1e-5)
+
+
 def surrogate(batch, i, **clip):
     """Return values and slopes of the tokens of a response."""
     ratios = np.exp(batch.new[i] - batch.old[i])

@@ -6,8 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe import check, preflight
-from recipe.arms import FOLDER, arm_names, arms, title
+from recipe.arms import FOLDER, arm_names, arms, check_arms, title
 from recipe.compose import compose, compose_unresolved, config_names
+from recipe.monitor.arms import arm_of
 from tests.conftest import ROOT
 
 
@@ -26,15 +27,14 @@ def test_an_arm_lists_exactly_the_keys_that_it_sets(arm):
 
 
 @pytest.mark.parametrize("arm", arm_names())
-@pytest.mark.parametrize("backbone", ["justrl_deepseek", "justrl_nemotron"])
-def test_the_check_finds_exactly_the_keys_of_an_arm(backbone, arm):
-    config, comparisons = check.compare(backbone, [f"+arms={arm}"], "cuda", [])
+def test_the_check_finds_exactly_the_keys_of_an_arm(arm):
+    config, comparisons = check.compare("justrl_deepseek", [f"+arms={arm}"], "cuda", [])
     by_status = {status: {c.stated.key for c in comparisons if c.status == status} for status in check.STATUSES}
     assert by_status["different"] == set()
     assert by_status["allowed"] == keys(arm)[1]
     check.require_paper(comparisons)
     preflight.check_config(config)
-    assert config.trainer.experiment_name == f"{backbone}_{arm}"
+    assert config.trainer.experiment_name == f"justrl_deepseek_{arm}"
 
 
 @pytest.mark.parametrize("arm", arm_names())
@@ -57,8 +57,8 @@ def test_arms_of_a_small_config_exist():
 
 def test_arms_combine():
     config, comparisons = check.compare("justrl_deepseek", ["+arms=[robust_verifier,overlong]"], "cuda", [])
-    assert arms(config) == ["robust_verifier", "overlong"]
-    assert config.trainer.experiment_name == "justrl_deepseek_robust_verifier_overlong"
+    assert arms(config) == ["overlong", "robust_verifier"]
+    assert config.trainer.experiment_name == "justrl_deepseek_overlong_robust_verifier"
     allowed = {c.stated.key for c in comparisons if c.status == "allowed"}
     assert allowed == keys("overlong")[1] | keys("robust_verifier")[1]
 
@@ -78,10 +78,33 @@ def test_the_command_lines_name_and_values_win_over_an_arms():
         ("arms=overlong", r"choose arms by \+arms=NAME or \+arms=\[NAME,NAME\]"),
         ("++arms=overlong", r"choose arms by \+arms=NAME"),
         ("+arms=null", r"choose arms by \+arms=NAME"),
-        ("+arms=[gspo,cispo]", "arms gspo and cispo both set .*; choose one of them"),
+        ("+arms=[gspo,cispo]", "arms cispo and gspo both set .*; choose one of them"),
+        ("+arms=[on_policy,symmetric_clip]", "do not go together: with one update per step nothing is clipped"),
     ],
 )
 def test_a_wrong_choice_is_one_line(given, message):
     with pytest.raises(ValueError, match=message) as caught:
         compose("demo", [given], "cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["20261128", "'it\\'s données'", "'a,b'"])
+def test_a_name_of_any_characters_stays(name):
+    plain = compose("demo", [f"trainer.experiment_name={name}"], "cpu").trainer.experiment_name
+    config = compose("demo", ["+arms=overlong", f"trainer.experiment_name={name}"], "cpu")
+    assert config.trainer.experiment_name == plain
+
+
+def test_an_arm_that_does_not_list_itself_is_refused():
+    config = compose("demo", ["+arms=gspo"], "cpu")
+    with pytest.raises(ValueError, match=r"arms/mine\.yaml: justrl\.allow has no entry mine; list the keys"):
+        check_arms(config, ["+arms=[gspo,mine]"])
+
+
+def test_a_run_whose_arm_is_gone_is_not_taken_for_the_baseline():
+    config = compose("demo", ["+arms=gspo"], "cpu")
+    assert arm_of(config) == "gspo"
+    config.justrl.allow = {"demo": ["*"], "gone": ["data.seed"]}
+    with pytest.raises(ValueError, match=r"arms/gone\.yaml, its arm's file, is gone"):
+        arm_of(config)
+    assert arm_of(compose("demo", [], "cpu")) == "baseline"

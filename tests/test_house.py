@@ -27,6 +27,7 @@ HEAVY_MODULES = {
     "recipe.verl_plugins.agent_loops": "verl loads it by name",
     "recipe.verl_plugins.attention": "verl loads it by name",
     "recipe.verl_plugins.log_probs": "verl loads it by name",
+    "recipe.verl_plugins.pass_at_k": "patches verl",
     "recipe.verl_plugins.process_group": "verl loads it as a plugin",
     "recipe.verl_plugins.released": "verl loads it by name",
     "recipe.verl_plugins.replay_buffer": "verl loads it by name",

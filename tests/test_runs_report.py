@@ -189,10 +189,10 @@ def test_runs_that_cannot_be_compared_are_listed_with_the_reason(made, undrawn):
         failed.name: f"ended after step 2 of {STEPS} (ValueError: broken)",
         unvalidated.name: f"has no validation/{STEPS}.jsonl",
         lone.name: "the baseline has no finished run with seed 7",
-        other.name: "actor_rollout_ref.model.path is models/other, and models/demo in x_baseline_s1",
-        changed.name: "trainer.save_freq is not as in the other runs of a",
+        other.name: "actor_rollout_ref.model.path is models/other, but models/demo in x_baseline_s1",
+        changed.name: "trainer.save_freq differs from the other runs of a",
         "empty": "has no config.yaml: is it a run's folder?",
-        again.name: "has the arm and the seed of x_a_s2",
+        again.name: "has the same arm and seed as x_a_s2",
     }
     assert list(rows(numbers)) == ["baseline", "a"]
     assert rows(numbers)["a"]["seeds"] == "1, 2", "the seeds that both have"
@@ -206,7 +206,7 @@ def test_one_seed_is_compared_over_problems_and_has_no_verdict(made, undrawn):
     assert (row["verdict"], row["p, Holm"]) == (ONE_SEED, None)
     assert 0 < row["difference"]["low"] < row["difference"]["value"]
     assert row["difference at equal tokens"] == {"value": pytest.approx(row["difference"]["value"])}
-    assert "Run with one seed, so without a verdict: a and a+b." in text
+    assert "One seed only, so no verdict: a and a+b." in text
     assert "- **a+b**: Arm a: a | b (source). Arm b: a | b (source). Differs from the baseline in `nothing`." in text
 
 
@@ -283,4 +283,4 @@ def test_seeds_with_problems_of_their_own_are_compared_by_their_means(made, undr
         (folders[0] / "validation" / f"{STEPS}.jsonl").read_bytes()
     )
     numbers, text = write(folders)
-    assert [row["reason"] for row in numbers["left out"]] == ["was validated on other problems than x_baseline_s2"]
+    assert [row["reason"] for row in numbers["left out"]] == ["was validated on different problems from x_baseline_s2"]

@@ -30,7 +30,7 @@ def draw_differences(rows: list[dict], path: Path) -> None:
     axis.axvline(0, color=GREY, linewidth=1)
     axis.errorbar(value, range(len(rows)), xerr=[value - low, high - value], fmt="o", color=colour(0), markersize=4)
     axis.set_yticks(range(len(rows)), [row["arm"] for row in ordered])
-    axis.set_xlabel("percentage points to the baseline, with 95 % interval")
+    axis.set_xlabel("difference from the baseline (percentage points), with 95 % interval")
     save(figure, path)
 
 

@@ -19,7 +19,7 @@ from recipe.monitor.health import series
 from recipe.monitor.metrics import has_training, number, read_log, validation_accuracy
 
 # What verl dumps of a validation response, as far as it is needed here. `strict` is what the baseline's reward would
-# say, from an arm with another one: it goes before `acc`, so that all arms are judged alike.
+# give where an arm uses another reward; it takes precedence over `acc`, so that arms are graded by one rule.
 GRADE = {"type": ["number", "boolean"]}
 RESPONSE = Shape({"required": ["input", "acc"], "properties": {"acc": GRADE, "strict": GRADE}})
 GENERATED, PROCESSED = "rollout/generated_tokens", "perf/total_num_tokens"  # the second has prompts in it
@@ -82,7 +82,7 @@ def read_correct(path: Path) -> dict[str, float]:
             response.get("strict", response["acc"])
         )
     if len(problems) < 2:
-        raise ValueError(f"{path}: has one problem alone")
+        raise ValueError(f"{path}: has only one problem")
     return {problem: fmean(values) for problem, values in problems.items()}
 
 
@@ -90,7 +90,9 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder; ValueError or OSError with the reason if it cannot be compared."""
     if not (folder / "config.yaml").exists():
         raise ValueError("has no config.yaml: is it a run's folder?")
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder / "config.yaml", complete=True)
+    if OmegaConf.is_list(OmegaConf.select(config, "justrl.allow")):
+        raise ValueError("is of an older version of the recipe, whose arms were configs")
     total, seed = OmegaConf.select(config, TOTAL), OmegaConf.select(config, "data.seed")
     if total is None or type(seed) is not int:
         raise ValueError(f"its config has no {'data.seed' if total else TOTAL}")
@@ -128,23 +130,23 @@ class Comparison(NamedTuple):
 
 
 def misfit(run: Run, arms: dict[str, dict[int, Run]]) -> str:
-    """Say why a run cannot be compared with those that are there, of which the first is one of the baseline."""
+    """Return why a run cannot be compared with those already sorted, baseline runs first; "" if it can."""
     baseline, same_arm = arms[BASELINE], arms.get(run.arm, {})
     first = next(iter(baseline.values()), run)
     alike = [(key, *(OmegaConf.select(one.config, key) for one in (run, first))) for key in ALIKE]
     for key, value, other in alike:
         if value != other:
-            return f"{key} is {value}, and {other} in {first.name}"
+            return f"{key} is {value}, but {other} in {first.name}"
     if run.seed in same_arm:
-        return f"has the arm and the seed of {same_arm[run.seed].name}"
+        return f"has the same arm and seed as {same_arm[run.seed].name}"
     if run.arm != BASELINE and run.seed not in baseline:
         return f"the baseline has no finished run with seed {run.seed}"
     pair = baseline.get(run.seed, run)
     if run.correct.keys() != pair.correct.keys():
-        return f"was validated on other problems than {pair.name}"
+        return f"was validated on different problems from {pair.name}"
     own = run.settings().items()
     if other_keys := sorted({key for other in same_arm.values() for key, _ in own ^ other.settings().items()}):
-        return f"{other_keys[0]} is not as in the other runs of {run.arm}"
+        return f"{other_keys[0]} differs from the other runs of {run.arm}"
     return ""
 
 

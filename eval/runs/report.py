@@ -12,26 +12,41 @@ from eval.runs.figures import draw_curves, draw_differences
 from eval.runs.read import GENERATED, Comparison, compare, have_same_problems
 from eval.runs.tables import BETTER, ONE_SEED, REACHED, UNCLEAR, WORSE, arm_table, change_table, quantity_table
 from eval.tables import Table, render_markdown, render_page
+from recipe.monitor.arms import BASELINE, arm_of
+from recipe.monitor.config import read_config
 from recipe.monitor.metrics import SMOOTHED_STEPS
 
 TITLE = "Training runs compared"
 UNITS = "fractions are 0 to 1; lengths are tokens; hours are of training steps, without validations"
 AXES = ("steps", "tokens", "hours")
-FIGURES = {"differences.png": "Differences to the baseline", "curves.png": "Learning curves"}
+FIGURES = {"differences.png": "Differences from the baseline", "curves.png": "Learning curves"}
 
 
 def are_runs(folders: list[Path]) -> bool:
     """Return whether folders are several training runs to compare; ValueError if only some are.
 
-    Among evaluations, a run that has been evaluated is one of them.
+    Among evaluations, a run that has been evaluated is one of them, and so it is where no run has an arm.
     """
     scored = [folder for folder in folders if (folder / "scores.json").exists()]
-    if len(folders) < 2 or not scored:
-        return len(folders) > 1
+    if len(folders) < 2:
+        return False
+    if not scored:
+        evaluated = all(any(folder.glob("eval/*/scores.json")) for folder in folders)
+        return not evaluated or any(map(has_arm, folders))
     bare = [folder for folder in folders if folder not in scored and not any(folder.glob("eval/*/scores.json"))]
     if bare:
         raise ValueError(f"{bare[0]}: has no evaluation, and {scored[0]} is one; give runs or evaluations alone")
     return False
+
+
+def has_arm(folder: Path) -> bool:
+    """Return whether a run's config has an arm, also one whose file is gone."""
+    try:
+        return arm_of(read_config(folder / "config.yaml")) != BASELINE
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
 
 
 def shortened(folders: list[Path]) -> str:
@@ -47,16 +62,17 @@ def facts(compared: Comparison) -> dict:
     """Return what the head states of the runs' size."""
     run = next(iter(compared.baseline.values()))
     config, settings = run.config, run.settings()
+    model = "actor_rollout_ref.model.path"
     return {
-        "model": settings["actor_rollout_ref.model.path"],
-        "parameters": count_parameters(config.actor_rollout_ref.model.path),
-        "data": settings["data.train_files"],
+        "model": settings.get(model),
+        "parameters": count_parameters(settings[model]) if model in settings else None,
+        "data": settings.get("data.train_files"),
         "steps": config.trainer.total_training_steps,
         "prompts": config.data.train_batch_size,
         "responses": config.actor_rollout_ref.rollout.n,
         "length": config.data.max_response_length,
         "problems": len(run.correct),
-        "samples": config.actor_rollout_ref.rollout.val_kwargs.n,
+        "samples": settings.get("actor_rollout_ref.rollout.val_kwargs.n"),
         "same problems": have_same_problems(compared.baseline),
         "seeds": [str(seed) for seed in sorted(compared.baseline)],
     }

@@ -43,7 +43,7 @@ def final_difference(runs: dict[int, Run], baseline: dict[int, Run]) -> Differen
 
 
 def at_equal(curves: Curves, arm: str, cost: str) -> dict[str, float]:
-    """Return the difference of accuracy where the smaller budget of both ends, with an interval over seeds alone.
+    """Return the accuracy difference at the smaller of the two budgets, with an interval over seeds alone.
 
     Args:
         cost: "tokens" or "hours", over which the accuracy is interpolated between validations.
@@ -61,7 +61,7 @@ def at_equal(curves: Curves, arm: str, cost: str) -> dict[str, float]:
 
 
 def difference_cell(value: float, bounds: tuple[float, float]) -> dict[str, float]:
-    """Return what report.json has of a difference; few seeds may allow for more than there can be."""
+    """Return a difference as report.json has it, clipped to [-1, 1]: with few seeds an interval may be wider."""
     return interval_cell(value, (max(-1.0, bounds[0]), min(1.0, bounds[1])))
 
 

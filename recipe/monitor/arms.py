@@ -8,10 +8,12 @@ BASELINE = "baseline"
 
 
 def arm_of(config: DictConfig) -> str:
-    """Return a run's arm, "a+b" for several together, and "baseline" for none."""
-    return "+".join(sorted(arms.arms(config))) or BASELINE
+    """Return a run's arm, "a+b" for several together, and "baseline" for none; ValueError if an arm's file is gone."""
+    if missing := arms.missing_arm(config):
+        raise ValueError(f"recipe/config/arms/{missing}.yaml, its arm's file, is gone")
+    return "+".join(arms.arms(config)) or BASELINE
 
 
 def titles(arm: str) -> list[str]:
-    """Return the title of each arm of a run's: "Name: what it is (source)."; ValueError if its file is gone."""
+    """Return the title of each arm of a run's: "Name: what it is (source)."."""
     return [arms.title(name) for name in arm.split("+")]

@@ -22,7 +22,7 @@ def backbone(config: DictConfig) -> str | None:
 def has_bands(config: DictConfig) -> bool:
     """Return whether a composed config is the paper's plain recipe, the only one that the bands apply to.
 
-    Arms change the reward or the entropy, and are meant to.
+    Arms change the reward or the entropy on purpose.
     """
     reward = OmegaConf.select(config, "reward.custom_reward_function.path") or ""
     penalty = OmegaConf.select(config, "reward.reward_kwargs.overlong_buffer_cfg.enable")

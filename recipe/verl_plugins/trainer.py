@@ -1,4 +1,4 @@
-"""verl's trainers, which show what they do, and which a file can ask to save: `touch outputs/RUN/stop`.
+"""verl's trainers with a heartbeat, and a stop file that makes them save and exit: `touch outputs/RUN/stop`.
 
 verl 0.9.1's V1 trainers save at fixed steps alone; the older one has `should_save_ckpt_esi` for this.
 A job that is near its time limit would lose the steps since the last of them.
@@ -19,6 +19,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipe.checkpoints import STOP
 from recipe.heartbeat import SAVE, START, TRAINER, VALIDATION, Heartbeat
+from recipe.verl_plugins import pass_at_k  # noqa: F401, it patches verl
 from recipe.verl_plugins.replay_buffer import ReplayBuffer
 
 # verl's methods with which a phase of a run begins; each lasts until the next begins.
