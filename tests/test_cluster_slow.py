@@ -13,6 +13,7 @@ import pytest
 from common.processes import end
 from recipe.checkpoints import complete_checkpoints
 from recipe.monitor.events import read_events
+from recipe.monitor.memory_growth import FULLEST_TOTAL, FULLEST_USED
 from recipe.monitor.metrics import has_training, read_metrics
 from tests.conftest import HANGING_SECONDS, ROOT, fork_server_command
 from tests.slurm import ENDED, Slurm, missing
@@ -85,6 +86,8 @@ def test_a_run_on_two_nodes_restarts_within_its_job_and_near_the_time_limit_goes
     assert f"stopped on request, saved at step {saved}" in out.read_text()
     assert f"from step {saved}\n" in out.read_text(), "no step was lost"
     assert logged(folder) == list(range(1, 9))
+    for metrics in read_metrics(folder / "metrics.jsonl").values():
+        assert 0 < metrics[FULLEST_USED] < metrics[FULLEST_TOTAL], "each step has the node that has least left"
     assert complete_checkpoints(folder / "checkpoints") == [saved, 8]
     shards = [path.name for path in (folder / "checkpoints" / "global_step_8" / "actor").glob("model_*.pt")]
     assert sorted(shards) == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -11,7 +12,20 @@ from omegaconf import OmegaConf
 from common import host_memory
 from common.host_memory import Memory, by_role, node_memory
 from common.machine import GIB, GPU, Found
-from recipe.monitor.memory_growth import FEWEST, ROLE, SHARED, TOTAL, USED, WARM_UP, MemoryWatch, forecast, limit_gb
+from recipe.monitor.memory_growth import (
+    FEWEST,
+    FULLEST_TOTAL,
+    FULLEST_USED,
+    ROLE,
+    SHARED,
+    TOTAL,
+    USED,
+    WARM_UP,
+    MemoryWatch,
+    forecast,
+    limit_gb,
+)
+from recipe.verl_plugins import node_memory as node_gauges
 
 MB = 1 << 20
 RUN = {"trainer": {"device": "cpu", "total_training_steps": 4380, "default_local_dir": "outputs/r/checkpoints"}}
@@ -216,6 +230,31 @@ def test_without_a_limit_the_machine_counts_as_ray_counts_it(tmp_path):
     found = node_memory(tmp_path, tmp_path / "none")
     assert found.total == machine.total
     assert found.used == pytest.approx(machine.total - machine.available, abs=GIB)
+
+
+def test_the_node_that_has_least_left_is_watched():
+    steps, grown = run([100.0] * 80), 400 + 4.0 * np.arange(80)
+    for metrics, used in zip(steps.values(), grown, strict=True):
+        metrics |= {FULLEST_USED: used, FULLEST_TOTAL: 1000.0}
+    said, full = watched(steps)
+    assert "memory of the fullest node grows by 4 GiB per step, mostly unknown processes, and runs out near step" in (
+        next(iter(said.values()))
+    )
+    assert not full
+    for metrics in steps.values():
+        metrics[FULLEST_TOTAL] = 1e6
+    assert watched(steps) == ({}, [])
+
+
+def test_the_gauges_of_several_nodes_give_the_fullest(monkeypatch):
+    memories = [Memory(3 * GIB, 8 * GIB), Memory(30 * GIB, 80 * GIB), Memory(7 * GIB, 8 * GIB)]
+    gauges = [SimpleNamespace(take=SimpleNamespace(remote=lambda memory=memory: memory)) for memory in memories]
+    fake = SimpleNamespace(nodes=list, wait=lambda calls, **_: (calls[1:], calls[:1]), get=lambda call: call)
+    monkeypatch.setattr(node_gauges, "ray", fake)
+    watch = node_gauges.NodeMemory()
+    assert watch.fullest() == {}, "on one node the supervisor sees all"
+    watch.gauges = gauges
+    assert watch.fullest() == {FULLEST_USED: 7, FULLEST_TOTAL: 8}
 
 
 def test_a_watch_measures_this_process_and_keeps_the_highest_sample(children, monkeypatch):

@@ -17,6 +17,8 @@ from recipe.checkpoints import STOP
 from recipe.preflight import run_folder
 
 USED, TOTAL, SHARED, ROLE = "memory/node_used_gb", "memory/node_total_gb", "memory/shm_gb", "memory/host_gb/"
+# Of the node of a run with several that has least left; recipe/verl_plugins/node_memory.py measures it.
+FULLEST_USED, FULLEST_TOTAL = "memory/fullest_node_used_gb", "memory/fullest_node_total_gb"
 # Between looks at every process, which take 0.4 CPU seconds in the demo and 16 ms per GiB: 1% of a core at most.
 ROLE_SECONDS, ROLE_COST = 30, 0.01
 # Above this fraction of a node's memory Ray ends workers:
@@ -31,6 +33,14 @@ RESTART_STEPS = 10  # before the expected end
 LAST = 3  # steps that grow in a row, and as many left at the slowest of their paces: too soon for a fit
 FULL = 0.95  # of what Ray leaves to the node: nothing to win by a restart that starts there
 GROWN = 0.05  # of the same, since an attempt's first steps
+
+
+def of_fullest(metrics: dict) -> dict:
+    """Return a step's metrics of memory; if another node than this has less left, its use and nothing else."""
+    used, total = metrics.get(FULLEST_USED), metrics.get(FULLEST_TOTAL)
+    if used is not None and total - used < metrics[TOTAL] - metrics[USED]:
+        return {USED: used, TOTAL: total}
+    return {key: value for key, value in metrics.items() if key.startswith("memory/")}
 
 
 class Forecast(NamedTuple):
@@ -109,6 +119,7 @@ class MemoryWatch:
         self.next_roles = -math.inf
         self.warned_left = math.inf  # steps that were left at the last warning
         self.full = False
+        self.place = "this node"  # whose memory counts: that of the fullest
 
     def sample(self) -> None:
         """Look at the node, in well under a millisecond; Ray's monitor ends workers for a short peak too."""
@@ -133,10 +144,11 @@ class MemoryWatch:
         """Take the next step's metrics and return a message for each warning that starts with it."""
         if USED not in metrics:
             return []
-        self.by_step[step] = {key: value for key, value in metrics.items() if key.startswith("memory/")}
+        metrics = self.by_step[step] = of_fullest(metrics)
+        self.place = "this node" if SHARED in metrics else "the fullest node"
         used, limit, seen = metrics[USED], limit_gb(metrics), list(self.by_step)
         start = min(self.by_step[early][USED] for early in seen[:WARM_UP])  # loading may have taken more
-        state = f"step {step}: {used:.1f} of the {limit:.1f} GiB that Ray leaves to this node are in use"
+        state = f"step {step}: {used:.1f} of the {limit:.1f} GiB that Ray leaves to {self.place} are in use"
         if start >= FULL * limit:
             advice = "right after the start, so a restart frees nothing; end what else uses it, or lower the run's own"
             return [f"{state} {advice}"] if len(seen) == WARM_UP else []
@@ -165,7 +177,7 @@ class MemoryWatch:
         self.warned_left = left
         total = "" if self.total_steps == math.inf else f" of {self.total_steps:,}"
         return [
-            f"step {step}: memory of this node grows by {expected.slope:.2g} GiB per step, mostly {expected.grows}, "
+            f"step {step}: memory of {self.place} grows by {expected.slope:.2g} GiB per step, mostly {expected.grows}, "
             f"and runs out near step {expected.step:,}{total}; to free it, create {self.folder / STOP}, wait for the "
             "checkpoint, and run the same command again"
         ]

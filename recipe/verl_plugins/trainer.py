@@ -4,6 +4,7 @@ verl 0.9.1's V1 trainers save at fixed steps alone; the older one has `should_sa
 A job that is near its time limit would lose the steps since the last of them.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from recipe.checkpoints import STOP
 from recipe.heartbeat import SAVE, START, TRAINER, VALIDATION, Heartbeat
 from recipe.verl_plugins import pass_at_k  # noqa: F401, it patches verl
+from recipe.verl_plugins.node_memory import NodeMemory
 from recipe.verl_plugins.replay_buffer import ReplayBuffer
 
 # verl's methods with which a phase of a run begins; each lasts until the next begins.
@@ -85,6 +87,10 @@ class Supervised(PPOTrainer):
             buffer.most_thrown_away = filters.max_num_gen_batches * batch
         return buffer
 
+    @functools.cached_property
+    def node_memory(self) -> NodeMemory:
+        return NodeMemory()
+
     def show_poll(self, partition_id: str, *args):
         """Show how many responses are there, and all responses of how many prompts, then wait for the next poll."""
         responses, prompts = (
@@ -98,9 +104,10 @@ class Supervised(PPOTrainer):
         ESTIMATES.clear()  # of the validation before
         super().on_validate_begin()
 
-    def step(self, *args, **kwargs):
+    def step(self, metrics: dict, *args, **kwargs):
         """Do one step, then look for the file; `PPOTrainer.fit` decides next whether to save."""
-        batch = super().step(*args, **kwargs)
+        batch = super().step(metrics, *args, **kwargs)
+        metrics.update(self.node_memory.fullest())
         if (Path(self.config.trainer.default_local_dir).parent / STOP).exists():
             self.config.trainer.save_freq = 1
             self.total_training_steps = self.global_steps
