@@ -41,6 +41,13 @@ class Sender(vllm_rollout.BucketedWeightSender):
     def __init__(self, zmq_handle: str, **options):
         super().__init__(of_this_run(zmq_handle), **options)
 
+    def _init_buffer(self) -> None:
+        """Remove the name of shared memory once both sides have it: a worker that is killed then leaves nothing."""
+        super()._init_buffer()
+        if self.shm is not None:
+            self.shm.unlink()
+            self.shm.unlink = lambda: None  # verl would remove it at the end
+
 
 async def execute_watched(self, method: str, non_block: bool = False, **options):
     """Replace `ServerAdapter._execute_method`: a thread watches calls that the worker does not wait for."""
