@@ -164,10 +164,10 @@ class Difference(NamedTuple):
 def student_mean(values: np.ndarray) -> Difference:
     """Return the mean of one number per unit, such as a seed, by Student's t; two units or more."""
     error, df = float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1
-    return studied(float(values.mean()), error, df)
+    return from_standard_error(float(values.mean()), error, df)
 
 
-def studied(mean: float, error: float, df: float) -> Difference:
+def from_standard_error(mean: float, error: float, df: float) -> Difference:
     half = error * student(1 - TAIL, df)
     p = both_tails(mean / error, df) if error else float(mean == 0)
     return Difference(mean, (mean - half, mean + half), p, df)
@@ -194,7 +194,7 @@ def crossed_mean(table: np.ndarray) -> Difference:
     if np.ptp(table) == 0:
         return Difference(*mean_interval([of_problems], lowest=-1.0), p=float(mean == 0), df=math.inf)
     df = (by_seed + by_problem) ** 2 / (by_seed**2 / (seeds - 1) + by_problem**2 / (problems - 1))
-    return studied(float(mean), math.sqrt(by_seed + by_problem), float(df))
+    return from_standard_error(float(mean), math.sqrt(by_seed + by_problem), float(df))
 
 
 def sampling_error(per_problem: np.ndarray, samples: int) -> float:

@@ -36,7 +36,7 @@ def arm_names() -> list[str]:
 def arms(config: DictConfig) -> list[str]:
     """List the arms of a composed config, sorted: their order makes no difference."""
     allow = OmegaConf.select(config, "justrl.allow")
-    return sorted(name for name in allow if name in arm_names()) if isinstance(allow, Mapping) else []
+    return sorted(set(allow) & set(arm_names())) if isinstance(allow, Mapping) else []
 
 
 def missing_arm(config: DictConfig) -> str:

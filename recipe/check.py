@@ -151,9 +151,9 @@ def compare(name: str, overrides: list[str], device: str, allow: list[str]) -> t
     for value in VALUES:
         expected, actual = expected_and_actual(config, value)
         meant = matches(value.key, own) and actual == expected_and_actual(shipped, value)[1]
-        found.append(
-            comparison(value, expected, actual, meant or matches(value.key, patterns), meant and value.key in own)
-        )
+        if meant and value.key in own:  # what an arm lists is shown, also where it affects speed alone
+            value = value._replace(machine=False)
+        found.append(comparison(value, expected, actual, allowed=meant or matches(value.key, patterns)))
     for key in (keys | base_keys).keys() - stated:
         if keys.get(key) != base_keys.get(key) and not matches(key, ACKNOWLEDGED):
             meant = matches(key, own) and keys.get(key) == shipped_keys.get(key)
@@ -163,11 +163,10 @@ def compare(name: str, overrides: list[str], device: str, allow: list[str]) -> t
     return config, found
 
 
-def comparison(value: Value, expected: Any, actual: Any, allowed: bool, listed: bool = False) -> Comparison:
-    """Give a comparison its status; True is not 1. What an arm lists is shown, also where it affects speed alone."""
+def comparison(value: Value, expected: Any, actual: Any, allowed: bool) -> Comparison:
+    """Give a comparison its status; True is not 1."""
     same = actual == expected and isinstance(actual, bool) == isinstance(expected, bool)
-    machine = value.machine and not listed
-    status = "same" if same else "machine" if machine else "allowed" if allowed else "different"
+    status = "same" if same else "machine" if value.machine else "allowed" if allowed else "different"
     return Comparison(value, expected, actual, status)
 
 

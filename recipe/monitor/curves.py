@@ -26,8 +26,8 @@ def has_bands(config: DictConfig) -> bool:
     """
     reward = OmegaConf.select(config, "reward.custom_reward_function.path") or ""
     penalty = OmegaConf.select(config, "reward.reward_kwargs.overlong_buffer_cfg.enable")
-    plain = Path(reward).name == "justrl.py" and not penalty and not arms(config)
-    return backbone(config) is not None and plain
+    changed = Path(reward).name != "justrl.py" or penalty or arms(config)
+    return backbone(config) is not None and not changed
 
 
 def interpolate(points: list[list[float]], step: int) -> tuple[float, ...]:

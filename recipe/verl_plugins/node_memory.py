@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 
 import ray
 from ray.exceptions import RayError
@@ -24,7 +25,8 @@ class Gauge:
 
     def sample(self) -> None:
         """Look once per second, for a peak is enough for Ray to end a worker."""
-        while not threading.Event().wait(SAMPLE_SECONDS):
+        while True:
+            time.sleep(SAMPLE_SECONDS)
             self.peak = max(self.peak, node_memory())
 
     def take(self) -> Memory:
