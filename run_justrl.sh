@@ -58,10 +58,11 @@ elif [ -z "$only${JUSTRL_FORK_SERVER:-}" ]; then # a single stage starts its own
 fi
 
 data_folder="${JUSTRL_DATA:-data}"
-bench="$data_folder/bench" evaluation=()
-if [[ "$config" = demo* ]]; then
-  bench="$data_folder/demo" evaluation=(--tasks test --samples 4 --max-tokens 64 --prompt training)
-fi
+case "$config" in
+  demo*) bench="$data_folder/demo" evaluation=(--tasks test --samples 4 --max-tokens 64 --prompt training) ;;
+  gsm8k*) bench="$data_folder/gsm8k" evaluation=(--tasks GSM8K --samples 4 --max-tokens 1024) ;;
+  *) bench="$data_folder/bench" evaluation=() ;;
+esac
 read -ra extra <<<"${JUSTRL_EVAL:-}"
 
 data() {
@@ -69,6 +70,10 @@ data() {
     local hard=()
     [ "$config" = demo ] || hard=(--hard)
     python -m data_prep.demo --data "$bench" --model "models/$config" "${hard[@]}"
+  elif [[ "$config" = gsm8k* ]]; then
+    if [ -n "${JUSTRL_GSM8K:-}" ] || [ ! -f "$bench/GSM8K.parquet" ] || [ ! -f "$bench/train.parquet" ]; then
+      python -m data_prep.gsm8k --source "${JUSTRL_GSM8K:-openai/gsm8k}" --output "$bench"
+    fi
   else
     # Prepared once: a node without access to the hub uses what is there.
     if [ -n "${JUSTRL_BENCH:-}" ] || [ ! -f "$bench/CMIMC25.parquet" ]; then

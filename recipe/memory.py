@@ -14,6 +14,17 @@ from recipe.paper import BACKBONES
 
 GIB = 2**30
 BACKBONE = next(iter(BACKBONES.values()))["shape"]
+SHAPES = {name: known["shape"] for name, known in BACKBONES.items()} | {
+    "Qwen/Qwen2.5-0.5B-Instruct": {  # its config.json
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    }
+}
 ENTROPY_ROWS = 2048  # verl's default chunk
 LOG_PROBS_BLOCK = 4 * 2**26  # fp32, see recipe.verl_plugins.log_probs
 BLOCK_COPIES = 3  # of a block that live at once
@@ -23,10 +34,10 @@ OUTSIDE = 3 * GIB  # assumed: CUDA contexts, NCCL, what a sleeping vLLM keeps
 
 
 def model_shape(path: str | None) -> dict:
-    """Return the config of a known hub id or of a local Qwen2; ValueError if it is neither."""
+    """Return the config of a known hub id or of a local Qwen2 or Llama; ValueError if it is neither."""
     file = Path(path or "") / "config.json"
-    if not file.is_file() and path in BACKBONES:
-        return BACKBONES[path]["shape"]
+    if not file.is_file() and path in SHAPES:
+        return SHAPES[path]
     try:
         loaded = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
@@ -34,9 +45,9 @@ def model_shape(path: str | None) -> dict:
     shape = {"tie_word_embeddings": False} | (loaded if isinstance(loaded, dict) else {})
     sizes = [shape.get(name) for name in BACKBONE if name != "tie_word_embeddings"]
     usable = all(isinstance(size, int) and size > 0 for size in sizes) and token_bytes(shape) > 0
-    if shape.get("model_type") != "qwen2" or not usable:
+    if shape.get("model_type") not in ("qwen2", "llama") or not usable:
         raise ValueError(
-            f"actor_rollout_ref.model.path={path}: not a folder of a Qwen2; use one, or {' or '.join(BACKBONES)}"
+            f"actor_rollout_ref.model.path={path}: not a folder of a Qwen2 or Llama; use one, or {' or '.join(SHAPES)}"
         )
     return shape
 
@@ -52,9 +63,10 @@ def token_bytes(shape: dict) -> int:
 
 
 def layer_parameters(shape: dict) -> int:
-    """Count the parameters of a layer: attention with its biases, MLP, two norms."""
+    """Count the parameters of a layer: attention with a Qwen2's biases, MLP, two norms."""
     hidden, keys = shape["hidden_size"], key_size(shape)
-    return 2 * hidden * (hidden + keys) + 3 * hidden * shape["intermediate_size"] + 3 * hidden + 2 * keys
+    biases = 0 if shape.get("model_type") == "llama" else hidden + 2 * keys
+    return 2 * hidden * (hidden + keys) + 3 * hidden * shape["intermediate_size"] + 2 * hidden + biases
 
 
 def parameters(shape: dict, tables: int | None = None) -> int:

@@ -18,6 +18,7 @@ COMMANDS = [
     "data_prep.demo",
     "data_prep.benchmarks",
     "data_prep.dapo",
+    "data_prep.gsm8k",
     "eval.generate",
     "eval.grade",
     "eval.report",
