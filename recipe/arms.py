@@ -27,6 +27,11 @@ CONFLICTS = {
     ("gspo", "on_policy"): UNCLIPPED,
     ("on_policy", "symmetric_clip"): UNCLIPPED,
 }
+# Arms of the reward, the advantages or the policy loss, which a teacher replaces.
+REPLACED = """as_released cispo clip_cov dr_grpo dynamic_sampling entropy_bonus grpo_passk gspo icepop kl_loss overlong
+reinforce_pp rloo symmetric_clip tis""".split()
+for arm in REPLACED:
+    CONFLICTS[min("distillation", arm), max("distillation", arm)] = "the teacher replaces reward and loss"
 
 
 def arm_names() -> list[str]:

@@ -12,6 +12,7 @@ from common.forked_python import PYTHON_VARIABLE
 from common.processes import RAY_PATIENCE, python_path, temporary_root
 from recipe import preflight
 from recipe.cpu.environment import ENVIRONMENT as CPU_ENVIRONMENT
+from recipe.distillation import nodes_and_gpus
 from recipe.monitor.loggers import wandb_environment
 from recipe.preflight import run_folder
 
@@ -37,6 +38,9 @@ def prepare_config(config: DictConfig, step: int, python: str | None = None) -> 
             ray.include_dashboard = False
             # Logical CPUs: with fewer than verl's actors hold, the start waits for ever.
             ray.num_cpus = ray.num_cpus or max(os.cpu_count() or 1, preflight.ray_cpus_needed(config))
+            if config.trainer.device == "cpu":  # declared, one per rank and one for each of a teacher's engines
+                nodes, each = nodes_and_gpus(config)
+                ray.num_gpus = ray.num_gpus or nodes * each
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
             waits = {name: os.environ.get(name, seconds) for name, seconds in RAY_PATIENCE.items()}

@@ -31,6 +31,7 @@ from common.machine import FREE_SPACE, device
 from common.patience import Patience
 from common.processes import REPOSITORY, python_path
 from recipe.compose import compose
+from recipe.distillation import nodes_and_gpus
 from recipe.preflight import CPUS_PER_RANK, as_list, demand_here, ray_cpus_needed, run_folder
 
 CODE = ("run_justrl.sh", "scripts", "common", "recipe", "reward", "data_prep", "eval")
@@ -166,7 +167,7 @@ def wait_for_nodes(config: DictConfig) -> dict[str, dict]:
     def free_nodes() -> dict[str, dict]:
         return {node: free for node, free in available_resources_per_node().items() if free.get("GPU", 0) >= gpus}
 
-    count, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
+    count, gpus = nodes_and_gpus(config)
     request_resources(bundles=[{"GPU": gpus, "CPU": gpus * CPUS_PER_RANK}] * count)
     seconds = float(os.environ.get("JUSTRL_WAIT_SECONDS", CLUSTER_SECONDS))
     what = "waiting for the cluster's nodes and the end of other runs"
@@ -194,7 +195,7 @@ def has_verl_run() -> bool:
 
 def problems(reports: list[dict], config: DictConfig) -> list[str]:
     """List the problems of the nodes that reported, each with its fix."""
-    ranks, count = config.trainer.n_gpus_per_node, config.trainer.nnodes
+    count, ranks = nodes_and_gpus(config)
     if len(reports) < count:
         return [f"{len(reports)} nodes have {ranks} free GPUs, and the run needs {count}; wait, or set trainer.nnodes"]
     first = reports[0]

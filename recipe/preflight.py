@@ -17,6 +17,7 @@ from common.processes import temporary_root
 from data_prep.check_rows import check_rows
 from recipe import attention, reward_file
 from recipe.checkpoints import complete_checkpoints
+from recipe.distillation import check_distillation, check_teacher, nodes_and_gpus, teacher_gpus
 from recipe.memory import demand
 
 # CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
@@ -52,6 +53,7 @@ def check_config(config: DictConfig) -> None:
     check_batch(config)
     check_sampling(config)
     check_lengths(config)
+    check_distillation(config)
     attention.check(config)
 
 
@@ -61,6 +63,7 @@ def check_machine(config: DictConfig) -> None:
     with about("actor_rollout_ref.model.path"):
         check_model(config.actor_rollout_ref.model.path, window(config))
         count = count_parameters(config.actor_rollout_ref.model.path)
+    check_teacher(config)
     check_nodes(config)
     check_ray_cpus(config)
     temporary_root()
@@ -95,20 +98,19 @@ def check_nodes(config: DictConfig) -> None:
     """Check this machine; `recipe.nodes` checks the nodes of a Ray cluster."""
     if os.environ.get("RAY_ADDRESS"):
         return
-    there = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
-    if config.trainer.nnodes > there:
+    needed, there = nodes_and_gpus(config)[0], int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+    if needed > there:
         raise ValueError(
-            f"the run needs {config.trainer.nnodes} nodes and has {there}; set RAY_ADDRESS to a Ray cluster, "
-            f"submit it with sbatch --nodes {config.trainer.nnodes}, or set trainer.nnodes={there}"
+            f"the run needs {needed} nodes and has {there}; set RAY_ADDRESS to a Ray cluster, "
+            f"submit it with sbatch --nodes {needed}, or set trainer.nnodes={there}"
         )
     if config.trainer.device == "cuda" and (lacks := machine.lacks(demand_here(config))):
         raise ValueError(lacks[0])
 
 
 def demand_here(config: DictConfig) -> machine.Demand:
-    each = config.trainer.n_gpus_per_node
-    any_gpus = bool(os.environ.get("RAY_ADDRESS"))
-    return machine.Demand(each, **demand(config, each * config.trainer.nnodes), any_gpus=any_gpus)
+    ranks, any_gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes, bool(os.environ.get("RAY_ADDRESS"))
+    return machine.Demand(nodes_and_gpus(config)[1], **demand(config, ranks), any_gpus=any_gpus)
 
 
 def check_gpus_free(config: DictConfig) -> None:
@@ -207,7 +209,7 @@ def window(config: DictConfig) -> int:
 
 def ray_cpus_needed(config: DictConfig) -> int:
     """Count the logical CPUs without which verl's start waits for ever."""
-    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node + teacher_gpus(config)
     storage = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
     return ranks * CPUS_PER_RANK + CPUS_OF_TRANSFER_QUEUE + storage + CPUS_TO_START_AN_ACTOR
 

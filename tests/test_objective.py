@@ -87,7 +87,7 @@ def hand_loss(batch) -> tuple[float, np.ndarray]:
 def verl_data(batch, rows=None):
     """Return rows of the batch as the actor gets them: nested tensors in a TensorDict, and the log-probs' leaf.
 
-    Of what only some arms have, the batch may hold `ref_log_prob` and `rollout_is_weights`.
+    Of what only some arms have, the batch may hold `ref_log_prob`, `rollout_is_weights` and a teacher's `teacher`.
     """
     import torch
     from tensordict import TensorDict
@@ -114,12 +114,17 @@ def verl_data(batch, rows=None):
     }
     for name in {"ref_log_prob", "rollout_is_weights"} & vars(batch).keys():
         fields[name] = of_rows(getattr(batch, name))
+    if hasattr(batch, "teacher"):  # as its server returns them: at each position of the next token, 0 at the end
+        rows_of_tokens = {i: np.pad(batch.teacher[i], (PROMPT_TOKENS - 1, 1)) for i in rows}
+        fields["teacher_logprobs"] = nested(lambda i: torch.tensor(rows_of_tokens[i])[:, None])
     data = TensorDict(fields, batch_size=len(leaf))
     tu.assign_non_tensor(data, use_dynamic_bsz=True, max_token_len_per_gpu=TOKEN_BUDGET, global_batch_size=REWARDS.size)
     return data, leaf
 
 
-def verl_loss(actor, batch, ranks: int = 1, micro_batches: bool = True) -> tuple[float, np.ndarray, list[list[int]]]:
+def verl_loss(
+    actor, batch, ranks: int = 1, micro_batches: bool = True, loss_function=None
+) -> tuple[float, np.ndarray, list[list[int]]]:
     """Return loss, gradient as in `hand_loss`, and the rows of each micro-batch, as FSDPEngine computes them.
 
     `verl.workers.engine.fsdp.FSDPEngine.forward_backward_batch` does the same: the tokens of the whole mini-batch
@@ -133,7 +138,7 @@ def verl_loss(actor, batch, ranks: int = 1, micro_batches: bool = True) -> tuple
     from verl.workers.engine.utils import prepare_micro_batches
     from verl.workers.utils.losses import ppo_loss
 
-    loss_function = partial(ppo_loss, config=actor)
+    loss_function = loss_function or partial(ppo_loss, config=actor)
     total, gradients, parts = 0.0, {}, []
     for rank in range(ranks):
         data, leaf = verl_data(batch, list(range(rank, len(batch.lengths), ranks)))

@@ -1,0 +1,68 @@
+"""On-policy distillation: what a teacher adds to a run's machines, and what must hold before anything starts."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from common.models import check_model
+
+TEACHER = "distillation.teacher_models.teacher_model"
+
+
+def teacher_gpus(config: DictConfig) -> int:
+    """Count the GPUs of the teacher, which are its own; 0 without one."""
+    distillation = config.distillation
+    return distillation.nnodes * distillation.n_gpus_per_node if distillation.enabled else 0
+
+
+def nodes_and_gpus(config: DictConfig) -> tuple[int, int]:
+    """Return the nodes of a run and the GPUs of each, the teacher's included: on one node beside the policy's."""
+    nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
+    if not teacher_gpus(config):
+        return nodes, gpus
+    more_nodes, more_gpus = config.distillation.nnodes, config.distillation.n_gpus_per_node
+    return (1, gpus + more_gpus) if nodes == more_nodes == 1 else (nodes + more_nodes, max(gpus, more_gpus))
+
+
+def check_distillation(config: DictConfig) -> None:
+    """Check what verl would find minutes into a start; ValueError of one line."""
+    if not config.distillation.enabled:
+        return
+    teacher = config.distillation.teacher_models.teacher_model.inference
+    each = teacher.tensor_model_parallel_size * teacher.data_parallel_size
+    gpus = teacher_gpus(config)
+    if not gpus or gpus % each:
+        raise ValueError(
+            f"distillation.nnodes x n_gpus_per_node: the teacher has {gpus} GPUs and takes {each} at a time; "
+            f"give it a multiple, or change {TEACHER}.inference.tensor_model_parallel_size"
+        )
+    tokens = config.data.max_prompt_length + config.data.max_response_length + 1
+    if teacher.max_model_len and teacher.max_model_len < tokens:
+        raise ValueError(
+            f"{TEACHER}.inference.max_model_len allows {teacher.max_model_len} tokens, and the teacher reads prompt, "
+            f"response and one more: {tokens}; raise it"
+        )
+
+
+def check_teacher(config: DictConfig) -> None:
+    """Check that there is a teacher, and that it has the policy's tokens: it scores their ids."""
+    if not config.distillation.enabled:
+        return
+    model, policy = config.distillation.teacher_models.teacher_model.model_path, config.actor_rollout_ref.model.path
+    if not model:
+        raise ValueError(f"{TEACHER}.model_path: distillation needs a teacher; set it to a folder or hub id")
+    try:
+        check_model(model, config.data.max_prompt_length + config.data.max_response_length + 1)
+    except ValueError as error:
+        raise ValueError(f"{TEACHER}.model_path: {error}") from error
+    vocabularies = [vocabulary(path) for path in (model, policy)]
+    if None not in vocabularies and vocabularies[0] != vocabularies[1]:
+        raise ValueError(f"{TEACHER}.model_path={model}: its tokenizer is not that of {policy}; use one that shares it")
+
+
+def vocabulary(model: str) -> dict[str, int] | None:
+    """Return the tokens and ids of a local model; None where it has no tokenizer.json, as on the hub."""
+    from tokenizers import Tokenizer
+
+    path = Path(model).expanduser() / "tokenizer.json"
+    return Tokenizer.from_file(str(path)).get_vocab() if path.is_file() else None
