@@ -8,7 +8,8 @@ PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 setup:
 	./run_justrl.sh --setup-only
 
-test: setup
+test:
+	JUSTRL_TEST_PACKAGES=tests/requirements.txt ./run_justrl.sh --setup-only
 	tests/system_packages.sh
 	$(PYTHON) -m pytest $(PARALLEL)
 

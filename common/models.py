@@ -35,22 +35,27 @@ def check_model(path: str | None, tokens: int = 0) -> None:
         raise ValueError(f"model {path}: its context is {context} tokens, and prompt plus response may have {tokens}")
 
 
-def count_parameters(model: str) -> int | None:
-    """Count a local model's parameters from its safetensors headers; None where there are none.
+def weight_sizes(model: str) -> list[int]:
+    """Return the parameters in each weight of a local model, from its safetensors headers; [] where there are none.
 
     Raises:
         ValueError: a file is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
-    total, weights = 0, sorted(Path(model).expanduser().glob("*.safetensors"))
-    for path in weights:
+    sizes = []
+    for path in sorted(Path(model).expanduser().glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
-                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+                sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged ({error}); copy the model again") from error
-    return total if weights else None
+    return sizes
+
+
+def count_parameters(model: str) -> int | None:
+    """Count a local model's parameters; None where it has no safetensors; raises as `weight_sizes` does."""
+    return sum(weight_sizes(model)) or None
 
 
 def model_digest(model: str) -> str | None:

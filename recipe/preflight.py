@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from common import machine
-from common.models import check_model, count_parameters
+from common.models import check_model, weight_sizes
 from common.processes import temporary_root
 from data_prep.check_rows import check_rows
 from recipe import attention, reward_file
@@ -62,13 +62,14 @@ def check_machine(config: DictConfig) -> None:
     check_data(config)
     with about("actor_rollout_ref.model.path"):
         check_model(config.actor_rollout_ref.model.path, window(config))
-        count = count_parameters(config.actor_rollout_ref.model.path)
+        weights = weight_sizes(config.actor_rollout_ref.model.path)
+    check_bucket(config, weights)
     check_teacher(config)
     check_nodes(config)
     check_ray_cpus(config)
     temporary_root()
     with about("trainer.default_local_dir"):
-        check_folder(config, count)
+        check_folder(config, sum(weights))
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -225,13 +226,23 @@ def check_ray_cpus(config: DictConfig) -> None:
         )
 
 
-def check_folder(config: DictConfig, parameters: int | None) -> None:
+def check_bucket(config: DictConfig, weights: list[int]) -> None:
+    """Check that the largest weight, in fp32, fits the shared memory through which a CPU's rollout gets it."""
+    key = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
+    given, needed = config.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes, 0
+    if config.trainer.device == "cpu" and weights:
+        needed = -(-4 * max(weights) // 2**20)
+    if given < needed:
+        raise ValueError(f"{key}={given}: the model's largest weight has {needed} MiB; set it to {needed} or more")
+
+
+def check_folder(config: DictConfig, parameters: int) -> None:
     """Check the folder, and its free space for the kept checkpoints that are missing and the one being written."""
     folder = Path(config.trainer.default_local_dir)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"{there} {'may not be written to' if there.is_dir() else 'is a file'}; set another folder")
-    if parameters is None or config.trainer.save_freq <= 0:
+    if not parameters or config.trainer.save_freq <= 0:
         return
     kept = (config.trainer.max_actor_ckpt_to_keep or 1) + 1  # and the best
     missing = max(1, kept + 1 - len(complete_checkpoints(folder)))

@@ -120,11 +120,20 @@ install_flash_attn() {
   echo "flash-attn: not installed ($(sed '/^ *$/d' "$log" | tail -n 1 | cut -c1-200)); $instead"
 }
 
+# Installs the packages of the tests alone, if make test names their file; the tests that lack one are skipped.
+install_test_packages() {
+  local file="${JUSTRL_TEST_PACKAGES:-}"
+  ! has_test_packages || return 0
+  "${install[@]}" -r "$file" && cp "$file" .venv/.justrl-tests || echo "not installed: $file; tests that need it are skipped"
+}
+has_test_packages() { [ -z "${JUSTRL_TEST_PACKAGES:-}" ] || cmp -s "$JUSTRL_TEST_PACKAGES" .venv/.justrl-tests; }
+
 stamp=.venv/.justrl-$JUSTRL_DEVICE
 up_to_date() { [ -x .venv/bin/python ] && cmp -s "$requirements" "$stamp"; }
-if up_to_date && [ "${JUSTRL_FLASH_ATTN:-0}" = 0 ]; then exit 0; fi
+if up_to_date && has_test_packages && [ "${JUSTRL_FLASH_ATTN:-0}" = 0 ]; then exit 0; fi
 uv=$(find_uv)
 mapfile -t places < <(pip_places)
 install=("$uv" pip install "${quiet[@]}" --python .venv/bin/python --no-deps "${places[@]}")
 up_to_date || install_packages
 install_flash_attn
+install_test_packages

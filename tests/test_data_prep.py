@@ -48,6 +48,33 @@ def test_a_made_model_is_kept_until_its_settings_change(tmp_path, capsys, monkey
         model.write(tmp_path, model.SETTINGS | {"seed": 1})
 
 
+@pytest.mark.usefixtures("demo_data")
+def test_a_pretrained_model_gets_the_supervised_start(tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    short = model.PRETRAINED | {"steps": 4}
+    model.write(tmp_path / "made", short, "models/demo")
+    weights = [
+        AutoModelForCausalLM.from_pretrained(path).get_input_embeddings().weight
+        for path in ("models/demo", tmp_path / "made")
+    ]
+    assert weights[0].shape == weights[1].shape
+    assert not weights[0].equal(weights[1])
+    assert "step    4/4" in capsys.readouterr().out
+    model.write(tmp_path / "made", short, "models/demo")
+    assert "kept, its settings have not changed" in capsys.readouterr().out
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path):
+    tokenizer = model.build_tokenizer(300)
+    model.build_model(tokenizer, model.SETTINGS).save_pretrained(tmp_path / "base")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="has no chat template; use an instruct model"):
+        model.write(tmp_path / "made", model.PRETRAINED, str(tmp_path / "base"))
+    assert not (tmp_path / "made").exists()
+
+
 def test_rows_have_the_recipes_format(tmp_path):
     path = tmp_path / "train.parquet"
     write_rows(path, [row("demo", "What is 1 + 1?", "2", 0, "train")], {"source": "test"})

@@ -253,8 +253,14 @@ def test_ray_cpus(ready):
     preflight.check(compose("demo", [*ready[1], "ray_kwargs.ray_init.num_cpus=6"], "cpu"))
 
 
+def test_the_largest_weight_must_fit_the_shared_memory(ready):
+    key = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
+    assert "largest weight has 2 MiB; set it to 2 or more" in problem(ready[1], f"{key}=1")
+    preflight.check(compose("demo", [*ready[1], f"{key}=2"], "cpu"))
+
+
 def test_disk(ready, monkeypatch):
-    assert preflight.count_parameters(str(ready[0] / "model")) == 500_000
+    assert preflight.weight_sizes(str(ready[0] / "model")) == [500_000]
     needed = 5 * 500_000 * preflight.BYTES_PER_PARAMETER
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(needed, 1, needed - 1))
     assert "GB needed for 5 checkpoints" in problem(ready[1])

@@ -2,13 +2,15 @@
 
 Writes `train.parquet` and `test.parquet`, sums of two-digit numbers, and a Qwen2 of half a million parameters that
 solves a minority of them, so that RL has something to do. The model is kept, and made again when its settings change.
-With --hard the model makes a mistake in half of the sums that it works out.
+With --hard the model makes a mistake in half of the sums that it works out. With --init a pretrained model gets the
+demo's supervised start instead.
 """
 
 import argparse
 from pathlib import Path
 
 from common.command import run
+from common.models import check_model
 from data_prep.demo import model, problems
 
 
@@ -18,12 +20,16 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the problems")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--hard", action="store_true", help="make the model of the config demo_hard")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--hard", action="store_true", help="make the model of the config demo_hard")
+    kind.add_argument("--init", metavar="MODEL", help="an instruct model to begin with, folder or hub id")
     parser.add_argument("--seed", type=int, default=0, help="of the problems, the weights and the order (%(default)s)")
     args = parser.parse_args()
-    settings = (model.HARD if args.hard else model.SETTINGS) | {"seed": args.seed}
+    if args.init:
+        check_model(args.init)
+    settings = (model.HARD if args.hard else model.PRETRAINED if args.init else model.SETTINGS) | {"seed": args.seed}
     problems.write(args.data, seed=args.seed)
-    model.write(args.model, settings)
+    model.write(args.model, settings, args.init)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import random
 import shutil
 from pathlib import Path
 
+from common.command import first_line
 from common.files import write_text
+from common.models import model_digest
 from data_prep.demo.problems import TEST, TRAIN, Problem, all_problems, split
 from data_prep.prompt import training_prompt
 
@@ -27,6 +29,8 @@ SETTINGS = {
     "slips": 0.0,  # fraction of these with a mistake in the work
 }
 HARD = SETTINGS | {"slips": 0.5}
+# A pretrained model can add, so few examples teach it the form; a tiny model's rate would undo what it knows.
+PRETRAINED = SETTINGS | {"steps": 60, "learning_rate": 1e-4, "all_worked": 0.5}
 SETTINGS_FILE = "justrl_backbone.json"
 
 # verl's Qwen chat handling wants <|im_end|> to exist and a newline to be exactly one token.
@@ -75,6 +79,21 @@ def build_model(tokenizer, settings: dict):
         pad_token_id=tokenizer.pad_token_id,
     )
     return Qwen2ForCausalLM(config)
+
+
+def load_pretrained(name: str) -> tuple:
+    """Load a model in fp32, and its tokenizer; ValueError if it cannot be loaded or has no chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--init {name}: cannot be loaded: {first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ValueError(f"--init {name}: has no chat template; use an instruct model")
+    return model, tokenizer
 
 
 def supervised_examples(tokenizer, settings: dict) -> list[dict]:
@@ -130,17 +149,21 @@ def warm_start(model, tokenizer, examples: list[dict], settings: dict) -> None:
             print(f"  step {step:>4}/{steps}  loss {loss.item():.3f}", flush=True)
 
 
-def write(path: Path, settings: dict) -> None:
-    """Build, warm-start and save a backbone, unless it is there; anything else at `path` is replaced."""
-    made, text = path / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n"
+def write(path: Path, settings: dict, init: str | None = None) -> None:
+    """Build a backbone or load `init`, warm-start and save it, unless it is there; anything else there is replaced."""
+    given = {"init": init, "files": model_digest(init)} if init else {}
+    made, text = path / SETTINGS_FILE, json.dumps(settings | given, indent=2) + "\n"
     if made.is_file() and made.read_text() == text:
         print(f"{path}: kept, its settings have not changed")
         return
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = build_tokenizer(settings["vocab_size"])
-    model = build_model(tokenizer, settings)
+    if init:
+        model, tokenizer = load_pretrained(init)
+    else:
+        tokenizer = build_tokenizer(settings["vocab_size"])
+        model = build_model(tokenizer, settings)
     print(f"{model.num_parameters() / 1e6:.2f} million parameters, {len(tokenizer)} tokens")
     warm_start(model, tokenizer, supervised_examples(tokenizer, settings), settings)
     aside = path.with_name(f".{path.name}.new")
