@@ -75,8 +75,8 @@ def evaluation_context(
     by_row = {row: results.scores(row, results.track) for row in results.rows}
     context = {
         "results": results,
-        "main": [cell["value"] for cell in by_row[results.headline].values()],
-        "solved": any(cell["value"] for cells in by_row.values() for cell in cells.values()),
+        "main": [cell["value"] for cell in by_row[results.headline].values() if cell],
+        "solved": any(cell and cell["value"] for cells in by_row.values() for cell in cells.values()),
         "figures": draw(results, by_row, folder),
         "protocol": sections.protocol(scores),
         "differences": [sections.difference(results, model) for model in results.models[1:]],

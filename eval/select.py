@@ -86,7 +86,8 @@ def main() -> None:
     parser.add_argument("--between", type=within(0, 1), nargs=2, default=(0.2, 0.8), metavar=ends, help=between)
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
     args = parser.parse_args()
-    select(args.folder, args.bench, *args.between, args.output)
+    low, high = args.between
+    select(args.folder, args.bench, low, high, args.output)
 
 
 if __name__ == "__main__":
