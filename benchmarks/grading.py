@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.alternatives import compare, per_second
 from common.command import run
-from data_prep.benchmarks import BENCHMARKS
+from data_prep.benchmarks import PAPER_BENCHMARKS
 from data_prep.rows import read_rows
 
 WORDS = 3_300  # of a response: about 20,000 characters, 5,000 tokens
@@ -45,7 +45,7 @@ def write_samples(bench: Path, folder: Path, fraction: float, seed: int = 0) -> 
     """Write samples of a fraction of each benchmark's problems; return responses with their reference answers."""
     rng, pairs = random.Random(seed), []
     folder.mkdir()
-    for task, benchmark in BENCHMARKS.items():
+    for task, benchmark in PAPER_BENCHMARKS.items():
         problems = list(read_rows(bench / f"{task}.parquet")["extra_info"])
         references = [problem["released"] for problem in problems]
         problems = problems[: max(1, round(fraction * benchmark.problems))]

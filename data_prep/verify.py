@@ -60,7 +60,7 @@ def training_faults(rows: list[dict], keep_conflicts: bool) -> Iterator[tuple[st
 
 
 def benchmark_faults(rows: list[dict], task: str) -> Iterator[tuple[str, str]]:
-    if task not in BENCHMARKS or len(rows) != BENCHMARKS[task].problems:
+    if task in BENCHMARKS and len(rows) != BENCHMARKS[task].problems:
         yield f"{task} is not a benchmark of {len(rows)} problems", "all"
         return
     overlay = corrections()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.benchmarks import BENCHMARKS
+from data_prep.benchmarks import PAPER_BENCHMARKS
 from eval.statistics import sampling_error
 from eval.tables import Table, interval_cell, signed_percent
 
@@ -32,9 +32,9 @@ def beside_published(tasks: dict[str, dict], paper: dict[str, float]) -> Table:
     The problems are the same, so the difference varies with what was sampled alone, on both sides; the paper's
     sampling error, which it does not give, is taken to be ours.
     """
-    sizes = {task: (benchmark.problems, benchmark.samples) for task, benchmark in BENCHMARKS.items()}
+    sizes = {task: (benchmark.problems, benchmark.samples) for task, benchmark in PAPER_BENCHMARKS.items()}
     there = [t for t in paper if t in tasks and (tasks[t]["problems"], tasks[t]["samples"]) == sizes[t]]
-    groups = {task: [task] for task in there} | ({"mean": there} if len(there) == len(BENCHMARKS) else {})
+    groups = {task: [task] for task in there} | ({"mean": there} if len(there) == len(PAPER_BENCHMARKS) else {})
     rows = []
     for name, group in groups.items():
         for track in tasks[group[0]]["tracks"]:

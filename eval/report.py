@@ -19,10 +19,11 @@ from pathlib import Path
 from common.command import run as run_command
 from common.files import write_text
 from common.json_lines import name_lines, read_lines
+from data_prep.benchmarks import ALL, SUITES
 from eval import sections
 from eval.figures import draw_lengths, draw_pass_at_k, draw_scores
 from eval.published import PUBLISHED
-from eval.results import Results, find, graded_checkpoints, load
+from eval.results import Results, find, graded_checkpoints, load, of_suite
 from eval.runs import report as runs_report
 from eval.samples import ENDING, SHAPES, read_samples
 from eval.tables import Table, listed, render_markdown, render_page
@@ -74,6 +75,8 @@ def evaluation_context(
     by_row = {row: results.scores(row, results.track) for row in results.rows}
     context = {
         "results": results,
+        "main": [cell["value"] for cell in by_row[results.headline].values() if cell],
+        "solved": any(cell and cell["value"] for cells in by_row.values() for cell in cells.values()),
         "figures": draw(results, by_row, folder),
         "protocol": sections.protocol(scores),
         "differences": [sections.difference(results, model) for model in results.models[1:]],
@@ -102,19 +105,24 @@ def required(output: Path | None) -> Path:
 
 
 def write(
-    folders: list[Path], output: Path | None = None, manifest: Path | None = None, row: str | None = None
+    folders: list[Path],
+    output: Path | None = None,
+    manifest: Path | None = None,
+    row: str | None = None,
+    suite: str = ALL,
 ) -> Path:
     """Write a report and return its folder.
 
     Args:
         manifest: of the training set.
         row: of the published table, to put the last model beside.
+        suite: whose benchmarks are reported.
     """
     alone = folders[0] if len(folders) == 1 else None
     folder = required(output or alone)
     found = find(folders)
     title = alone.resolve().name if alone else listed(found)
-    scores = {name: load(evaluation) for name, evaluation in found.items()}
+    scores = of_suite({name: load(evaluation) for name, evaluation in found.items()}, suite)
     context, tables = evaluation_context(scores, folder, manifest, row) if scores else ({}, {})
     values = {name: table.rows for name, table in tables.items()}
     numbers = {"title": title, "units": UNITS, "tables": values} | ({"evaluations": scores} if scores else {})
@@ -141,6 +149,7 @@ def main() -> None:
     manifest = f"manifest of the training set (default: {sections.MANIFEST}, where it exists)"
     parser.add_argument("--manifest", type=Path, help=manifest)
     parser.add_argument("--published", metavar="MODEL", help="row of the paper's table to put the last model beside")
+    parser.add_argument("--suite", choices=SUITES, default=ALL, help="whose benchmarks are reported (%(default)s)")
     parser.add_argument("--x", choices=AXES, help="of several training runs: x-axis of the curves (default: steps)")
     parser.add_argument(
         "--page", type=Path, metavar="FILE.md", help="of several training runs: write this page as well"
@@ -151,7 +160,7 @@ def main() -> None:
     elif args.x or args.page:
         raise ValueError("--x and --page are for several training runs alone; leave them out")
     else:
-        folder = write(args.folders, args.output, args.manifest, args.published)
+        folder = write(args.folders, args.output, args.manifest, args.published, args.suite)
     print(f"  {folder}/report.md, report.html and report.json")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from common.json_lines import read_json
+from data_prep.benchmarks import ALL, PAPER, in_order, suite_of
 from eval.samples import RELEASED, SHAPES, check_alike, find_samples, settings_of
 from eval.statistics import mean_interval
 from eval.tables import interval_cell, listed
@@ -60,13 +61,44 @@ def find(folders: list[Path]) -> dict[str, Path]:
     return named
 
 
+def of_suite(scores: dict[str, dict], suite: str) -> dict[str, dict]:
+    """Leave of each model's scores the benchmarks of a suite; ValueError if a model has none."""
+    if suite == ALL:
+        return scores
+    kept = {}
+    for model, given in scores.items():
+        tasks = {task: part for task, part in given["tasks"].items() if suite_of(task) == suite}
+        if not tasks:
+            raise ValueError(f"--suite {suite}: {model} has none of its benchmarks, but {listed(given['tasks'])}")
+        kept[model] = given | {"tasks": tasks}
+    return kept
+
+
+def grouped(tasks: list[str]) -> dict[str, list[str]]:
+    """Map a table's rows to their benchmarks: those of a suite, each by itself, and their mean if there are several.
+
+    The paper's come first, and their mean is "mean of 9" whatever else there is.
+    """
+    rows: dict[str, list[str]] = {}
+    suites: dict[str, list[str]] = {}
+    for task in in_order(tasks):
+        suites.setdefault(suite_of(task), []).append(task)
+    for suite, members in suites.items():
+        rows |= {task: [task] for task in members}
+        if members[1:]:
+            is_main = suite == PAPER or len(suites) == 1
+            rows[f"mean of {len(members)}" + ("" if is_main else f" of {suite}")] = members
+    return rows
+
+
 class Results:
     """What `scores.json` holds of several models, on the benchmarks that all of them have.
 
     Attributes:
         track: the first model's main one; the others have it too.
         tasks: benchmark to model to its part of scores.json.
-        rows: a table's row to its benchmarks: each by itself, and, of several, "mean of 9".
+        rows: a table's row to its benchmarks, as `grouped`.
+        headline: the row of the main score: the first mean, or the first benchmark.
     """
 
     def __init__(self, scores: dict[str, dict], among: Collection[str] | None = None):
@@ -79,7 +111,8 @@ class Results:
         self.left_out = sorted({*every} - {*common})
         common = [task for task in common if among is None or task in among]
         self.tasks = {task: {name: given["tasks"][task] for name, given in scores.items()} for task in common}
-        self.rows = {task: [task] for task in common} | ({f"mean of {len(common)}": common} if common[1:] else {})
+        self.rows = grouped(common)
+        self.headline = next((row for row in self.rows if row not in self.tasks), next(iter(self.rows), ""))
         self.tracks = list(dict.fromkeys(track for _, part in self.parts() for track in part["tracks"]))
         for cells, part in self.parts():
             self._check(cells["benchmark"], cells["model"], part["tracks"])

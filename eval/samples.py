@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.json_lines import name_lines, read_json, read_lines, read_shapes
-from data_prep.benchmarks import BENCHMARKS
+from data_prep.benchmarks import BENCHMARKS, in_order
 
 ENDING = ".samples.jsonl"
 SHAPES = read_shapes(Path(__file__).parent)
@@ -25,7 +25,7 @@ SHARED = "format model revision files endpoint prompt temperature top_p max_toke
 
 
 def find_samples(folder: Path) -> dict[str, Path]:
-    """Map tasks to samples files, ours or the release's, in the order of the paper's table."""
+    """Map tasks to samples files, ours or the release's, in the order of the table of benchmarks."""
     files = {path.name.removesuffix(ENDING): path for path in sorted(folder.glob(f"*{ENDING}"))}
     names = {task.lower(): task for task in BENCHMARKS}
     for path in sorted(folder.glob("*.jsonl")):
@@ -34,8 +34,7 @@ def find_samples(folder: Path) -> dict[str, Path]:
             if task in files:
                 raise ValueError(f"{folder}: {files[task].name} and {path.name} are both of {task}; keep one")
             files[task] = path
-    order = list(BENCHMARKS)
-    return dict(sorted(files.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+    return {task: files[task] for task in in_order(files)}
 
 
 def sample_files(folder: Path) -> dict[str, Path]:

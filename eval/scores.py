@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common.json_lines import format_line
+from data_prep.benchmarks import PAPER, suite_of
 from eval import judge
 from eval.grading import OFFICIAL, TYPED, Grade
 from eval.statistics import distinct_n, interval, majority, mean_interval, pass_at_k, powers_of_two
@@ -101,6 +102,8 @@ def score_task(grades: list[Grade], path: Path, tracks: Iterable[str], distinct_
 
 
 def mean_scores(tasks: dict[str, dict]) -> dict[str, dict]:
+    """Return the mean of each track over the paper's benchmarks; over all where there is none of the paper's."""
+    tasks = {task: part for task, part in tasks.items() if suite_of(task) == PAPER} or tasks
     means = {}
     for track in next(iter(tasks.values()))["tracks"]:
         tables = [np.array(list(task["tracks"][track]["per_problem"].values())) for task in tasks.values()]

@@ -36,7 +36,7 @@ def difference(results: Results, model: str) -> dict:
     corrected = holm({task: found[task][2] for task in results.tasks})
     rows, detectable = [], {}
     for row, (value, bounds, p) in found.items():
-        # The mean is one test, with nothing to correct.
+        # A suite's mean is one test, with nothing to correct.
         detectable[row] = 100 * detectable_difference(bounds, len(corrected) if row in corrected else 1)
         cells = {"benchmark": results.label(row), name: interval_cell(value, bounds), "p": p}
         rows.append(cells | {"p, Holm": corrected.get(row), "would show": detectable[row]})

@@ -16,7 +16,7 @@ from eval.engines import ModelSettings
 from eval.samples import ENDING, OURS, PROTOCOL, SHAPES, SHARED, check_alike, find_samples, read_samples, settings_of
 
 PROMPTS = {"evaluation": evaluation_prompt, "training": training_prompt}
-DEFAULT_SAMPLES = 32  # of a task that is not one of the paper's
+DEFAULT_SAMPLES = 32  # of a task that is not in the table of benchmarks
 
 
 @dataclass(frozen=True)

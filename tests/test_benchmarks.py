@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import benchmarks
-from data_prep.benchmarks import BENCHMARKS
+from data_prep.benchmarks import PAPER_BENCHMARKS
 from data_prep.reference_answers import corrected, corrections, parse
 from data_prep.rows import open_rows, read_manifest, read_rows
 from data_prep.verify import verify
@@ -33,7 +33,7 @@ def prepared(request, tmp_path_factory):
     source = ROOT.parent / "shared" / "data" / "bench"
     if not source.is_dir():
         pytest.skip("the real data is not beside this checkout (../shared/data)")
-    benchmarks.prepare(str(source), folder, list(BENCHMARKS))
+    benchmarks.prepare(str(source), folder, list(PAPER_BENCHMARKS))
     return folder
 
 
@@ -42,17 +42,17 @@ def rows_of(folder, task: str) -> list[dict]:
 
 
 def test_the_table_is_the_papers():
-    assert [(task, b.problems, b.samples) for task, b in BENCHMARKS.items()] == [
+    assert [(task, b.problems, b.samples) for task, b in PAPER_BENCHMARKS.items()] == [
         *(("AIME24", 30, 32), ("AIME25", 30, 32), ("AMC23", 40, 32), ("MATH-500", 500, 4), ("Minerva", 272, 4)),
         *(("Olympiad-Bench", 674, 4), ("HMMT25", 30, 32), ("BRUMO25", 30, 32), ("CMIMC25", 40, 32)),
     ]
-    assert all(len(benchmark.revision) == 40 for benchmark in BENCHMARKS.values())
+    assert all(len(benchmark.revision) == 40 for benchmark in PAPER_BENCHMARKS.values())
 
 
 def test_golden_rows(prepared):
-    rows = {row["extra_info"]["index"]: row for task in BENCHMARKS for row in rows_of(prepared, task)}
+    rows = {row["extra_info"]["index"]: row for task in PAPER_BENCHMARKS for row in rows_of(prepared, task)}
     assert len(rows) == 1646
-    assert {case["problem_id"].rsplit("-", 1)[0] for case in CASES} == set(BENCHMARKS)
+    assert {case["problem_id"].rsplit("-", 1)[0] for case in CASES} == set(PAPER_BENCHMARKS)
     for case in CASES:
         row = rows[case["problem_id"]]
         assert row["extra_info"]["released"] == case["released"]
@@ -61,7 +61,7 @@ def test_golden_rows(prepared):
 
 
 def test_types_of_all_reference_answers(prepared):
-    kinds = Counter(row["extra_info"]["answer"]["type"] for task in BENCHMARKS for row in rows_of(prepared, task))
+    kinds = Counter(row["extra_info"]["answer"]["type"] for task in PAPER_BENCHMARKS for row in rows_of(prepared, task))
     assert dict(kinds) == {
         **{"integer": 914, "expression": 225, "rational": 168, "decimal": 80, "set": 78, "scientific": 61},
         **{"tuple": 43, "equation": 39, "interval": 17, "text": 8, "matrix": 7, "based": 6},
@@ -69,7 +69,7 @@ def test_types_of_all_reference_answers(prepared):
 
 
 def test_every_prepared_file_holds_and_every_change_is_listed(prepared):
-    for task in BENCHMARKS:
+    for task in PAPER_BENCHMARKS:
         assert verify(prepared / f"{task}.parquet") == []
         manifest = read_manifest(prepared / f"{task}.parquet")
         assert manifest["problems_as_released"]
@@ -85,7 +85,7 @@ def test_every_correction_was_applied(prepared):
     overlay = corrections()
     applied = {
         row["extra_info"]["index"]: row["extra_info"]["correction"]
-        for task in BENCHMARKS
+        for task in PAPER_BENCHMARKS
         for row in rows_of(prepared, task)
         if row["extra_info"]["correction"]
     }
@@ -151,7 +151,7 @@ def aime25(folder) -> list[dict]:
 
 def test_from_the_hub_at_the_pinned_commit(tmp_path, shared_data):
     lines = "".join(json.dumps(row) + "\n" for row in aime25(shared_data)).encode()
-    benchmark = BENCHMARKS["AIME25"]
+    benchmark = PAPER_BENCHMARKS["AIME25"]
     with local_hub({(benchmark.hub_id, benchmark.revision): {benchmark.file: lines, "README.md": b""}}) as environment:
         arguments = ("data_prep.benchmarks", "--source", "hub", "--output", tmp_path / "out", "--tasks", "AIME25")
         done = command(*arguments, env=environment | {"HF_HOME": str(tmp_path / "hub")})
@@ -223,7 +223,7 @@ def test_wrong_sources_are_one_line(tmp_path, shared_data):
         assert not (tmp_path / "out").exists()
 
     path = tmp_path / "AIME24" / "test.parquet"
-    refused("unknown task 'AIME26'", "AIME26")
+    refused("unknown task 'AIME27'", "AIME27")
     refused("no such file")
     path.parent.mkdir()
     shutil.copy(shared_data / "bench" / "AIME25" / "test.parquet", path)

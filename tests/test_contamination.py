@@ -78,7 +78,7 @@ def test_a_short_problem_needs_all_of_its_words():
 def test_the_thresholds_separate_labelled_pairs(shared_data, tmp_path):
     cases = json.loads((ROOT / "tests" / "cases" / "contamination.json").read_text())
     labels = {case["problem_id"]: case["label"] for case in cases}
-    benchmarks.prepare(str(shared_data / "bench"), tmp_path, list(benchmarks.BENCHMARKS))
+    benchmarks.prepare(str(shared_data / "bench"), tmp_path, list(benchmarks.PAPER_BENCHMARKS))
     pairs, _ = dapo.without_template(dapo.distinct_rows([shared_data / "dapo-math-17k-one-block.parquet"]))
     kept, _, _ = dapo.select(pairs)
     problems = {key: text for listed in benchmarks.read_problems(tmp_path).values() for key, text in listed.items()}

@@ -8,7 +8,7 @@ import pytest
 from common.files import digest
 from common.json_lines import drop_damaged
 from common.models import model_digest
-from data_prep.benchmarks import BENCHMARKS, benchmark_row, read_pairs
+from data_prep.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, benchmark_row, read_pairs
 from eval import judge, official, typed
 from eval.grade import grade_folder
 from eval.samples import read_samples, sample_files
@@ -194,7 +194,7 @@ def released_answers(folder: Path) -> list[tuple[str, str, str]]:
     """Return task, problem id and released reference answer of every benchmark problem."""
     return [
         (task, f"{task}-{index}", released)
-        for task in BENCHMARKS
+        for task in PAPER_BENCHMARKS
         for index, (_, released) in enumerate(read_pairs(folder / "bench" / task / "test.parquet", task))
     ]
 

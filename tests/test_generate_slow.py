@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_prep.benchmarks import BENCHMARKS
+from data_prep.benchmarks import PAPER_BENCHMARKS
 from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_eval import write_samples
 from tests.test_processes import wait_until
@@ -85,7 +85,7 @@ def generate_and_kill(command, folder, samples, engine_dies_at=None):
 
 
 def test_killed_twice_and_once_an_engine_it_ends_with_an_undisturbed_runs_samples(nine, command, tmp_path):
-    folder, total = tmp_path / "killed", sum(benchmark.problems for benchmark in BENCHMARKS.values())
+    folder, total = tmp_path / "killed", sum(benchmark.problems for benchmark in PAPER_BENCHMARKS.values())
     generate = [sys.executable, "-m", "eval.generate", *map(str, nine), "--output", str(folder)]
     left = generate_and_kill([*generate, "--workers", "1"], folder, samples=200)
     left |= generate_and_kill([*generate, "--workers", "2"], folder, samples=700, engine_dies_at=400)
@@ -113,7 +113,7 @@ def test_killed_twice_and_once_an_engine_it_ends_with_an_undisturbed_runs_sample
     assert command("grade", folder)[0] == 0
     scores = json.loads((folder / "scores.json").read_text())
     assert {task: values["problems"] for task, values in scores["tasks"].items()} == {
-        task: benchmark.problems for task, benchmark in BENCHMARKS.items()
+        task: benchmark.problems for task, benchmark in PAPER_BENCHMARKS.items()
     }
 
 
