@@ -47,6 +47,7 @@ class Demand(NamedTuple):
     share: float  # of the memory, which vLLM takes
     beside: float = 0.0  # bytes that training keeps meanwhile
     training: float = 0.0  # bytes at the peak of training
+    others: int = 0  # of the GPUs, those of a teacher
     any_gpus: bool = False  # as on a Ray cluster, any of the machine's GPUs will do; else it takes the first ones
 
 
@@ -175,7 +176,10 @@ def gpu_lacks(found: Found, demand: Demand) -> list[str]:
         return [problem for gpu in taken(found, demand) if (problem := gpu_problem(gpu, demand))]
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = "" if variable is None else f" (CUDA_VISIBLE_DEVICES={variable})"
-    advice = f"set trainer.n_gpus_per_node={there}" if there else "JUSTRL_DEVICE=cpu runs on the CPU"
+    left = there - demand.others
+    advice = f"set trainer.n_gpus_per_node={left}" if left > 0 else "JUSTRL_DEVICE=cpu runs on the CPU"
+    if there and left <= 0:
+        advice = f"the teacher takes {demand.others}: lower distillation.n_gpus_per_node"
     return [f"the run wants {demand.gpus} GPUs and there are {there}{hidden}; {advice}"]
 
 
@@ -240,7 +244,7 @@ def space_lacks() -> list[str]:
     ]
 
 
-def count_gpus(divides: int = 0) -> int:
-    """Count this machine's GPUs, at least 1; of more than divide a number, as many as do."""
-    there = max(1, len(look().gpus))
+def count_gpus(divides: int = 0, left: int = 0) -> int:
+    """Count this machine's GPUs but `left` of them, at least 1; of more than divide a number, as many as do."""
+    there = max(1, len(look().gpus) - left)
     return next(count for count in range(there, 0, -1) if not divides or divides % count == 0)

@@ -20,7 +20,8 @@ from data_prep.source import Source, locate, records
 
 HUB_ID = "openai/gsm8k"
 REVISION = "740312add88f781978c0658806c59bc2815b9866"
-HUB_FILES = "main/*.parquet"  # beside it is "socratic", the same problems with other solutions
+HUB_FILES = "main/*.parquet"
+SOCRATIC = "socratic"  # in the paths of copies with the same problems and other solutions
 DATA_SOURCE = "gsm8k"
 TASK = "GSM8K"
 FILES = {"train": "train", "test": TASK}
@@ -29,8 +30,9 @@ INTEGER = re.compile(r"-?\d+")
 
 
 def split_file(source: Source, split: str) -> Path:
-    """Return the source's file of a split: the one whose name begins with it."""
+    """Return the source's file of a split: the one whose name begins with it, the socratic ones aside."""
     found = [path for path in source.paths if path.name.startswith(split)]
+    found = [path for path in found if SOCRATIC not in path.name and path.parent.name != SOCRATIC]
     if len(found) != 1:
         listed = ", ".join(str(path) for path in found or source.paths)
         raise ValueError(f"{source.name}: {len(found)} files begin with '{split}', not one: {listed}; see --files")
@@ -73,7 +75,11 @@ def prepare(source: Source, output: Path, others: list[Path]) -> None:
     pairs = {split: read_split(path) for split, path in paths.items()}
     test = {content_id(*pair): pair[0] for pair in pairs["test"]}
     sets = {"train": [problem for problem, _ in pairs["train"]]}
-    sets |= {path.parent.name: training_problems(path) for path in others}
+    for path in others:
+        name = path.resolve().parent.name
+        if name in sets:
+            raise ValueError(f"--training {path}: another set is called {name} already; rename one's folder")
+        sets[name] = training_problems(path)
     found = {name: contamination.report(known, contamination.find_matches(known, test)) for name, known in sets.items()}
     origin = {"source": source.name, "revision": source.revision}
     parts = {"train": {"contamination": {TASK: found["train"]}}, "test": {"found_in": found}}

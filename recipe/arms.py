@@ -28,8 +28,8 @@ CONFLICTS = {
     ("on_policy", "symmetric_clip"): UNCLIPPED,
 }
 # Arms of the reward, the advantages or the policy loss, which a teacher replaces.
-REPLACED = """as_released cispo clip_cov dr_grpo dynamic_sampling entropy_bonus grpo_passk gspo icepop kl_loss overlong
-reinforce_pp rloo symmetric_clip tis""".split()
+REPLACED = """as_released cispo clip_cov dr_grpo dynamic_sampling entropy_bonus grpo_passk gspo kl_loss overlong
+reinforce_pp rloo robust_verifier symmetric_clip""".split()
 for arm in REPLACED:
     CONFLICTS[min("distillation", arm), max("distillation", arm)] = "the teacher replaces reward and loss"
 

@@ -74,8 +74,10 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     if name not in config_names():
         raise ValueError(f"unknown config '{name}'; there are {', '.join(config_names())}")
     os.environ.setdefault("JUSTRL_ROOT", str(REPOSITORY))  # justrl.yaml has the reward's path below it
-    # ${local_gpus:N} in a config: the largest number of this machine's GPUs that divides N.
+    # ${local_gpus:N} in a config: the largest number of this machine's GPUs that divides N; ${local_gpus:N,K} leaves K.
     OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
+    OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
     preset = ["+device=cpu"] if device == "cpu" else []
     base = verl_config()
     search_path = f"hydra.searchpath=[file://{verl_config_folder()}]"

@@ -16,12 +16,15 @@ def teacher_gpus(config: DictConfig) -> int:
 
 
 def nodes_and_gpus(config: DictConfig) -> tuple[int, int]:
-    """Return the nodes of a run and the GPUs of each, the teacher's included: on one node beside the policy's."""
+    """Return the nodes of a run and the GPUs of each, the teacher's included.
+
+    With as many nodes as the policy the teacher has GPUs on each of them; otherwise it has nodes of its own.
+    """
     nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
     if not teacher_gpus(config):
         return nodes, gpus
     more_nodes, more_gpus = config.distillation.nnodes, config.distillation.n_gpus_per_node
-    return (1, gpus + more_gpus) if nodes == more_nodes == 1 else (nodes + more_nodes, max(gpus, more_gpus))
+    return (nodes, gpus + more_gpus) if nodes == more_nodes else (nodes + more_nodes, max(gpus, more_gpus))
 
 
 def check_distillation(config: DictConfig) -> None:
@@ -30,11 +33,12 @@ def check_distillation(config: DictConfig) -> None:
         return
     teacher = config.distillation.teacher_models.teacher_model.inference
     each = teacher.tensor_model_parallel_size * teacher.data_parallel_size
-    gpus = teacher_gpus(config)
-    if not gpus or gpus % each:
+    gpus = config.distillation.n_gpus_per_node
+    if not teacher_gpus(config) or gpus % each:
         raise ValueError(
-            f"distillation.nnodes x n_gpus_per_node: the teacher has {gpus} GPUs and takes {each} at a time; "
-            f"give it a multiple, or change {TEACHER}.inference.tensor_model_parallel_size"
+            f"distillation.n_gpus_per_node={gpus} on {config.distillation.nnodes} nodes: an engine of the teacher "
+            f"takes {each} GPUs of a node; give it a multiple, or change "
+            f"{TEACHER}.inference.tensor_model_parallel_size"
         )
     tokens = config.data.max_prompt_length + config.data.max_response_length + 1
     if teacher.max_model_len and teacher.max_model_len < tokens:
@@ -56,13 +60,20 @@ def check_teacher(config: DictConfig) -> None:
     except ValueError as error:
         raise ValueError(f"{TEACHER}.model_path: {error}") from error
     vocabularies = [vocabulary(path) for path in (model, policy)]
-    if None not in vocabularies and vocabularies[0] != vocabularies[1]:
+    if None not in vocabularies and vocabularies[0] != vocabularies[1]:  # verl would score other tokens
         raise ValueError(f"{TEACHER}.model_path={model}: its tokenizer is not that of {policy}; use one that shares it")
 
 
 def vocabulary(model: str) -> dict[str, int] | None:
-    """Return the tokens and ids of a local model; None where it has no tokenizer.json, as on the hub."""
+    """Return the tokens and ids of a model; None where it has no tokenizer.json, or its hub cannot be reached."""
+    import httpx
+    from huggingface_hub import hf_hub_download
     from tokenizers import Tokenizer
 
     path = Path(model).expanduser() / "tokenizer.json"
+    if not path.parent.is_dir():
+        try:
+            path = Path(hf_hub_download(model, path.name))
+        except (OSError, ValueError, httpx.HTTPError):
+            return None
     return Tokenizer.from_file(str(path)).get_vocab() if path.is_file() else None

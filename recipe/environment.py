@@ -16,6 +16,7 @@ from recipe.distillation import nodes_and_gpus
 from recipe.monitor.loggers import wandb_environment
 from recipe.preflight import run_folder
 
+CPU_WORKERS = 8  # that Ray starts at once on a machine without GPUs
 # 0: Ray keeps no record of each task for its dashboard, 0.3 MB per step of the smallest run.
 NO_TASK_EVENTS = "RAY_task_events_report_interval_ms"
 MODULES = "VERL_USE_EXTERNAL_MODULES"  # verl imports these in every process
@@ -36,8 +37,9 @@ def prepare_config(config: DictConfig, step: int, python: str | None = None) -> 
         if not os.environ.get("RAY_ADDRESS"):
             ray.address = "local"  # else Ray joins any cluster on the machine
             ray.include_dashboard = False
-            # Logical CPUs: with fewer than verl's actors hold, the start waits for ever.
-            ray.num_cpus = ray.num_cpus or max(os.cpu_count() or 1, preflight.ray_cpus_needed(config))
+            # Logical CPUs: with fewer than verl's actors hold, the start waits for ever. Ray starts a process for each.
+            there = CPU_WORKERS if config.trainer.device == "cpu" else os.cpu_count() or 1
+            ray.num_cpus = ray.num_cpus or max(there, preflight.ray_cpus_needed(config))
             if config.trainer.device == "cpu":  # declared, one per rank and one for each of a teacher's engines
                 nodes, each = nodes_and_gpus(config)
                 ray.num_gpus = ray.num_gpus or nodes * each

@@ -245,7 +245,13 @@ def table(reports: list[dict], config: DictConfig) -> Table:
 
 def requirements(config: DictConfig, token: Path) -> dict:
     """Collect what each node has to look at, the argument of `describe`."""
-    paths = [config.actor_rollout_ref.model.path, *as_list(config.data.train_files), *as_list(config.data.val_files)]
+    teacher = config.distillation.teacher_models.teacher_model.model_path if config.distillation.enabled else None
+    paths = [
+        config.actor_rollout_ref.model.path,
+        teacher,
+        *as_list(config.data.train_files),
+        *as_list(config.data.val_files),
+    ]
     port = None if os.environ.get("RAY_ADDRESS") else os.environ.get("JUSTRL_RAY_PORT")
     return {
         "root": str(REPOSITORY),

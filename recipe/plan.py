@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from common.command import run
 from recipe.compose import compose, config_names
+from recipe.distillation import teacher_gpus
 from recipe.memory import GIB, model_shape, needed, parameters, phases, token_bytes
 from recipe.preflight import BYTES_PER_PARAMETER, check_batch, window
 
@@ -145,7 +146,7 @@ def scenario(config: DictConfig, gpu: GPUType, cache: float, mean: float, reache
         "seconds per step": step,
         **{f"of them, {part}": value for part, value in seconds.items()},
         "days": step * steps / 86400,
-        "GPU hours": step * steps * gpus / 3600,
+        "GPU hours": step * steps * (gpus + teacher_gpus(config)) / 3600,
         "mean response, tokens": mean,
         "generation, % of bandwidth": 100 * reached.generation,
         "training, % of FLOP/s": 100 * reached.training,
@@ -166,6 +167,15 @@ def source(gpu: str, measured: bool) -> str:
     return "measured on one H100, see docs/gpu.md" if gpu in MEASURED else "assumed"
 
 
+def divide(config: DictConfig, gpus: int) -> None:
+    """Give a run `gpus` GPUs as one node, in place; a teacher, whose time is not estimated, keeps its fraction."""
+    trainer, distillation, teacher = config.trainer, config.distillation, teacher_gpus(config)
+    others = gpus * teacher // (teacher + trainer.nnodes * trainer.n_gpus_per_node)
+    trainer.nnodes, trainer.n_gpus_per_node = 1, gpus - others
+    if teacher:
+        distillation.nnodes, distillation.n_gpus_per_node = 1, others
+
+
 def estimate(config: DictConfig, gpu: str, gpus: int, measured: Utilization | None = None) -> Estimate:
     """Estimate what a composed config costs on `gpus` GPUs of a type; ValueError if it cannot run on them."""
     trainer, shape = config.trainer, model_shape(config.actor_rollout_ref.model.path)
@@ -173,9 +183,9 @@ def estimate(config: DictConfig, gpu: str, gpus: int, measured: Utilization | No
         raise ValueError(f"unknown GPU '{gpu}'; there are {', '.join(GPUS)}")
     if gpus < 1 or not trainer.total_training_steps:
         raise ValueError("--gpus and trainer.total_training_steps must be at least 1")
-    trainer.nnodes, trainer.n_gpus_per_node = 1, gpus
+    divide(config, gpus)
     check_batch(config)
-    memory = phases(config, shape, GPUS[gpu].gib * GIB, gpus)
+    memory = phases(config, shape, GPUS[gpu].gib * GIB, trainer.n_gpus_per_node)
     cache = memory["generation"]["KV cache"]
     longest_sequence = (config.actor_rollout_ref.rollout.max_model_len or window(config)) * token_bytes(shape)
     saved = trainer.total_training_steps // trainer.save_freq if trainer.save_freq > 0 else 0

@@ -103,7 +103,7 @@ def check_nodes(config: DictConfig) -> None:
     if needed > there:
         raise ValueError(
             f"the run needs {needed} nodes and has {there}; set RAY_ADDRESS to a Ray cluster, "
-            f"submit it with sbatch --nodes {needed}, or set trainer.nnodes={there}"
+            f"submit it with sbatch --nodes {needed}, or lower trainer.nnodes"
         )
     if config.trainer.device == "cuda" and (lacks := machine.lacks(demand_here(config))):
         raise ValueError(lacks[0])
@@ -111,7 +111,9 @@ def check_nodes(config: DictConfig) -> None:
 
 def demand_here(config: DictConfig) -> machine.Demand:
     ranks, any_gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes, bool(os.environ.get("RAY_ADDRESS"))
-    return machine.Demand(nodes_and_gpus(config)[1], **demand(config, ranks), any_gpus=any_gpus)
+    gpus = nodes_and_gpus(config)[1]
+    others = gpus - config.trainer.n_gpus_per_node
+    return machine.Demand(gpus, **demand(config, ranks), others=others, any_gpus=any_gpus)
 
 
 def check_gpus_free(config: DictConfig) -> None:

@@ -65,12 +65,19 @@ def test_a_pretrained_model_gets_the_supervised_start(tmp_path, capsys):
     assert "kept, its settings have not changed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", ["model", "."])
+def test_the_model_to_begin_with_is_not_replaced(tmp_path, place):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="holds the model to begin with"):
+        model.write(tmp_path / place, model.PRETRAINED, str(tmp_path / "model"))
+
+
 def test_a_model_without_a_chat_template_is_refused(tmp_path):
     tokenizer = model.build_tokenizer(300)
     model.build_model(tokenizer, model.SETTINGS).save_pretrained(tmp_path / "base")
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="has no chat template; use an instruct model"):
+    with pytest.raises(ValueError, match="has no chat template or no end token; use an instruct model"):
         model.write(tmp_path / "made", model.PRETRAINED, str(tmp_path / "base"))
     assert not (tmp_path / "made").exists()
 

@@ -9,6 +9,7 @@ from common.command import first_line
 from recipe import check, preflight
 from recipe.compose import compose
 from recipe.distillation import TEACHER, check_teacher, nodes_and_gpus
+from recipe.plan import estimate
 from tests.test_objective import hand_surrogate, make_batch, verl_loss
 
 
@@ -47,6 +48,7 @@ def test_opd_differs_from_the_paper_in_what_it_lists():
     check.require_paper(comparisons)
     preflight.check_config(config)
     assert {c.stated.key for c in comparisons if c.status == "allowed"} == {
+        "data.shuffle",
         "data.train_batch_size",
         "data.max_response_length",
         "actor_rollout_ref.actor.optim.lr_warmup_steps",
@@ -66,7 +68,8 @@ def test_opd_differs_from_the_paper_in_what_it_lists():
     ("overrides", "expected"),
     [
         ([], (1, 8)),
-        (["trainer.nnodes=2", "trainer.n_gpus_per_node=8"], (3, 8)),
+        (["trainer.nnodes=2"], (2, 8)),
+        (["trainer.nnodes=2", "trainer.n_gpus_per_node=8", "distillation.nnodes=1"], (3, 8)),
         (["trainer.nnodes=2", "distillation.enabled=false"], (2, 4)),
     ],
 )
@@ -77,8 +80,8 @@ def test_the_teacher_has_gpus_of_its_own(overrides, expected):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["distillation.n_gpus_per_node=0"], "the teacher has 0 GPUs and takes 1 at a time"),
-        ([f"{TEACHER}.inference.tensor_model_parallel_size=3"], "the teacher has 4 GPUs and takes 3 at a time"),
+        (["distillation.n_gpus_per_node=0"], "an engine of the teacher takes 1 GPUs of a node"),
+        ([f"{TEACHER}.inference.tensor_model_parallel_size=3"], "an engine of the teacher takes 3 GPUs of a node"),
         ([f"{TEACHER}.inference.max_model_len=100"], "max_model_len allows 100 tokens, and the teacher reads"),
     ],
 )
@@ -105,6 +108,14 @@ def test_the_teacher_must_exist_and_have_the_policys_tokenizer(tmp_path):
     assert "its tokenizer is not that of models/demo" in problem(tmp_path)
     check_teacher(compose("demo", ["+arms=distillation", f"{TEACHER}.model_path=models/demo"], "cpu"))
     check_teacher(compose("demo", [], "cpu"))
+
+
+def test_the_plan_divides_the_gpus_between_policy_and_teacher():
+    config = compose("opd", [], "cuda")
+    cost = estimate(config, "H100-80GB", 16)
+    assert (config.trainer.n_gpus_per_node, config.distillation.n_gpus_per_node) == (8, 8)
+    row = cost.scenarios["expected"]
+    assert row["GPU hours"] == pytest.approx(row["days"] * 24 * 16)
 
 
 def test_an_arm_that_the_teacher_makes_void_is_refused():

@@ -74,6 +74,21 @@ def test_copies_of_test_problems_are_reported_for_each_training_set(tmp_path):
     assert {name: report["exact"] for name, report in again.items()} == {"train": 1, "gsm8k": 1}
 
 
+def test_the_socratic_copies_beside_it_are_left_alone(tmp_path):
+    raw = write(tmp_path / "raw", train=TRAIN, test=TEST, train_socratic=TRAIN, test_socratic=TEST)
+    write(raw / "socratic", train=TRAIN, test=TEST)
+    prepare(raw, tmp_path / "out")
+    assert len(answers(tmp_path / "out" / "train.parquet")) == len(TRAIN)
+
+
+def test_two_training_sets_of_one_name_are_refused(tmp_path):
+    raw = write(tmp_path / "raw", train=TRAIN, test=TEST)
+    prepare(raw, tmp_path / "a" / "set")
+    prepare(raw, tmp_path / "b" / "set")
+    with pytest.raises(ValueError, match="another set is called set already"):
+        prepare(raw, tmp_path / "out", *(tmp_path / place / "set" / "train.parquet" for place in "ab"))
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [

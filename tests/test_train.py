@@ -83,7 +83,7 @@ def test_ray_is_given_the_cpus_that_verl_waits_for():
     assert config.ray_kwargs.ray_init.num_cpus == max(os.cpu_count(), 32 * 3 + 1 + 8 + 1), "logical ones"
     config = compose("demo", [], "cpu")
     prepare_config(config, 0)
-    assert (config.ray_kwargs.ray_init.num_cpus, config.ray_kwargs.ray_init.num_gpus) == (max(os.cpu_count(), 6), 1)
+    assert (config.ray_kwargs.ray_init.num_cpus, config.ray_kwargs.ray_init.num_gpus) == (8, 1)
     config = compose("demo", ["+arms=distillation", "ray_kwargs.ray_init.num_cpus=20"], "cpu")
     prepare_config(config, 0)
     assert (config.ray_kwargs.ray_init.num_cpus, config.ray_kwargs.ray_init.num_gpus) == (20, 2), "and the teacher's"

@@ -25,11 +25,13 @@ def main() -> None:
     kind.add_argument("--init", metavar="MODEL", help="an instruct model to begin with, folder or hub id")
     parser.add_argument("--seed", type=int, default=0, help="of the problems, the weights and the order (%(default)s)")
     args = parser.parse_args()
-    if args.init:
-        check_model(args.init)
-    settings = (model.HARD if args.hard else model.PRETRAINED if args.init else model.SETTINGS) | {"seed": args.seed}
+    init = args.init
+    if init is not None:
+        check_model(init)
+        init = str(Path(init).expanduser())
+    settings = (model.HARD if args.hard else model.PRETRAINED if init else model.SETTINGS) | {"seed": args.seed}
     problems.write(args.data, seed=args.seed)
-    model.write(args.model, settings, args.init)
+    model.write(args.model, settings, init)
 
 
 if __name__ == "__main__":

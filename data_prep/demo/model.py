@@ -89,10 +89,10 @@ def load_pretrained(name: str) -> tuple:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises all sorts for a damaged file or a package that is missing
         raise ValueError(f"--init {name}: cannot be loaded: {first_line(error)}") from error
-    if not tokenizer.chat_template:
-        raise ValueError(f"--init {name}: has no chat template; use an instruct model")
+    if not (tokenizer.chat_template and tokenizer.eos_token):
+        raise ValueError(f"--init {name}: has no chat template or no end token; use an instruct model")
     return model, tokenizer
 
 
@@ -111,7 +111,8 @@ def supervised_examples(tokenizer, settings: dict) -> list[dict]:
     ]
     turns = [[{"role": "user", "content": training_prompt(problem.text)}] for problem in problems]
     prompt_ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    answer_ids = tokenizer([answer + tokenizer.eos_token for answer in answers])["input_ids"]
+    endings = [answer + tokenizer.eos_token for answer in answers]
+    answer_ids = tokenizer(endings, add_special_tokens=False)["input_ids"]
     return [
         {"input_ids": prompt + answer, "labels": [IGNORED_LABEL] * len(prompt) + answer}
         for prompt, answer in zip(prompt_ids, answer_ids, strict=True)
@@ -151,6 +152,8 @@ def warm_start(model, tokenizer, examples: list[dict], settings: dict) -> None:
 
 def write(path: Path, settings: dict, init: str | None = None) -> None:
     """Build a backbone or load `init`, warm-start and save it, unless it is there; anything else there is replaced."""
+    if init and path.resolve() in (Path(init).resolve(), *Path(init).resolve().parents):
+        raise ValueError(f"{path}: holds the model to begin with, which would be replaced; choose another --model")
     given = {"init": init, "files": model_digest(init)} if init else {}
     made, text = path / SETTINGS_FILE, json.dumps(settings | given, indent=2) + "\n"
     if made.is_file() and made.read_text() == text:

@@ -98,7 +98,7 @@ def version(distribution_name: str) -> str:
 
 
 def initialize(timeout_second=None, backend=None) -> None:
-    """Replace verl's `initialize_global_process_group_ray`, which every training worker calls first, and no other."""
+    """Replace verl's `initialize_global_process_group_ray`, which every training worker calls first."""
     # Ray starts workers with one thread. While a model is trained nothing else runs, so its ranks share the CPUs.
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["RAY_LOCAL_WORLD_SIZE"])))
     # verl's "cpu:gloo,<device>:<backend>" would have cpu twice here, and torch refuses that.

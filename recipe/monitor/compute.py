@@ -6,6 +6,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from recipe import paper
+from recipe.distillation import teacher_gpus
 from recipe.monitor.curves import BUDGETS, GPU_HOURS, STEPS
 from recipe.monitor.metrics import has_training, number, step_seconds
 
@@ -15,10 +16,11 @@ def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:
 
     `prompts`, `responses` and `tokens` are the generated ones, which dynamic sampling throws away in part; tokens are
     without prompts. `budget` is the paper's formula: prompts x rollouts x maximum context, prompt included. `hours` are
-    those of the steps and their validation, on every rank; starts, the validation before training, and steps that were
-    run again after a death are not in the metrics.
+    those of the steps and their validation, on every rank and a teacher's GPUs; starts, the validation before training,
+    and steps that were run again after a death are not in the metrics.
     """
     trained = [metrics for metrics in by_step.values() if has_training(metrics)]
+    gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node + teacher_gpus(config)
     data, actor, n = config.data, config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
     prompts = int(sum(number(metrics, "rollout/generated_prompts", data.train_batch_size) for metrics in trained))
     return {
@@ -28,7 +30,7 @@ def compute(by_step: dict[int, dict], config: DictConfig) -> dict[str, float]:
         "responses": prompts * n,
         "tokens": sum(generated_tokens(metrics, data.train_batch_size * n) for metrics in trained),
         "budget": prompts * n * (data.max_prompt_length + data.max_response_length),
-        "hours": sum(map(step_seconds, trained)) / 3600 * config.trainer.nnodes * config.trainer.n_gpus_per_node,
+        "hours": sum(map(step_seconds, trained)) / 3600 * gpus,
     }
 
 
