@@ -129,6 +129,6 @@ def write(run: Path, step: int, folder: Path) -> list[str]:
     rendering: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     text = jinja2.Template(TEMPLATE.read_text(), **rendering).render(context, shown=shown, sentence=BOXED_SENTENCE)
     write_text(folder / CARD, f"---\n{head.to_yaml()}\n---\n\n{text}\n")
-    lacks = [] if scored else [f"scores of step {step}: {path} has none; after eval.generate and eval.grade {fix}"]
-    lacks += [] if license_keys else ["a license: no card of the base model states one"]
+    lacks = [] if scored else [f"scores of step {step}: {path} has none; once it is evaluated, {fix}"]
+    lacks += [] if license_keys else ["a license: found no card of the base model that states one"]
     return lacks + [f"the origin of {name}: it has no manifest" for name, made in context["data"].items() if not made]

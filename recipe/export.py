@@ -65,11 +65,12 @@ def publish(run: Path, step: int | None, repository: str | None, private: bool) 
 
     step = complete_step(run, step)
     folder = run / "export" / f"card_step_{step}"
-    for lack in card.write(run, step, folder):
+    lacks = card.write(run, step, folder)
+    newest = push.claim(repository, folder / card.CARD, private) if repository else None
+    for lack in lacks:  # now that nothing is refused, which is one line alone
         print(f"  note: the card lacks {lack}", file=sys.stderr)
     print(folder / card.CARD)
     if repository:
-        newest = push.claim(repository, folder / card.CARD, private)
         target = export(run, step)
         with run_lock(target.parent):
             shutil.copytree(folder, target, dirs_exist_ok=True)

@@ -176,8 +176,8 @@ def test_the_license_is_the_base_models(tmp_path, hub):  # noqa: F811
 def test_an_unknown_license_is_said(run):
     text, head, lacks = write(run)
     assert head["license"] == "unknown"
-    assert "Unknown: no card of the base model states one." in text
-    assert "a license: no card of the base model states one" in lacks
+    assert "Unknown: no card of the base model that states one was found." in text
+    assert "a license: found no card of the base model that states one" in lacks
 
 
 def test_versions_are_the_runs_where_it_recorded_them(run):

@@ -73,6 +73,8 @@ def test_from_a_folder_of_a_run_to_a_model_on_the_hub(hub, tmp_path):
     dry = command(run, "--dry-run", "--push", REPOSITORY, HF_TOKEN="")
     assert (dry.returncode, dry.stdout) == (0, f"{run}/export/card_step_3/{CARD}\n"), dry.stderr
     assert not hub.requests
+    refused = command(run, "--push", "nobody/model")
+    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
     assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
     done = command(run, "--step", "3", "--push", REPOSITORY, HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
