@@ -79,17 +79,15 @@ def training(run: Path, by_step: dict[int, dict], config: DictConfig) -> dict[st
         )
     recorded = [event for event in events if event["event"] == STARTED and "versions" in event]
     files, check = as_list(OmegaConf.select(config, "data.train_files") or []), run / "check.txt"
-    rows = compute_rows(compute(by_step, config), config, "DeepSeek")  # whose published values are not shown
     return {
         "name": str(OmegaConf.select(config, "trainer.experiment_name") or run.resolve().name),
         "arms": [title(arm) for arm in arms(config)],
         "compared": compared(config),
         "check": check.read_text(errors="replace").rstrip().rpartition("\n")[2] if check.is_file() else "",
         "rewards": [format_metric(metrics, REWARD) for metrics in (steps[0], steps[-1])],
-        "compute": [row.texts()[:2] for row in rows],
+        "compute": [row.texts()[:2] for row in compute_rows(compute(by_step, config), config, "DeepSeek")],
         "warnings": warnings(by_step, config),
-        "restarts": len(restarts(events)),
-        "lost": duration(seconds_lost(events)),
+        "restarts": (len(restarts(events)), duration(seconds_lost(events))),
         "software": recorded[-1] if recorded else software(),
         "data": {Path(file).name: read_manifest(REPOSITORY / Path(file).expanduser()) for file in files},
     }

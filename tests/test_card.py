@@ -185,8 +185,10 @@ def test_versions_are_the_runs_where_it_recorded_them(run):
     assert "The run did not record any; these are of the environment that wrote this card: verl 0.9.1, " in text
     events = [{"versions": {"verl": "0.8"}, "commit": "1"}, {"versions": {"verl": "0.8.5"}, "commit": "abc-dirty"}]
     lines = [json.dumps({"time": "2026", "event": "started"} | event) for event in events]
+    lines += [json.dumps({"time": "2026", "event": "restart", "seconds_lost": 120})]
     (run / "events.jsonl").write_text("\n".join(lines) + "\n")
     text, *_ = write(run)
+    assert "Restarts: 1, which cost 2 min." in text
     assert "Recorded when the run last started: verl 0.8.5, commit abc of the recipe with uncommitted changes." in text
 
 
