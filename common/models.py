@@ -10,6 +10,12 @@ MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # w
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
+def is_hub_id(model: str) -> bool:
+    """Tell a name that can be the hub's, owner/name, from a folder's, whether it is there or not."""
+    folder = Path(model).expanduser()
+    return model.count("/") == 1 and not (folder.is_dir() or folder.is_absolute() or model.startswith((".", "models/")))
+
+
 def check_model(path: str | None, tokens: int = 0) -> None:
     """Check that a model is a folder with a config, a tokenizer and a long enough context, or looks like a hub id.
 
@@ -23,9 +29,9 @@ def check_model(path: str | None, tokens: int = 0) -> None:
         raise ValueError("the config has no model; set actor_rollout_ref.model.path=FOLDER_OR_HUB_ID")
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or path.count("/") != 1 or path.startswith((".", "models/")):
-            raise ValueError(f"model {path}: no such folder")
-        return  # a hub id: the hub knows whether it exists
+        if is_hub_id(path):
+            return  # the hub knows whether it exists
+        raise ValueError(f"model {path}: no such folder")
     if not (folder / "config.json").is_file():
         raise ValueError(f"model {path}: has no config.json; give a Hugging Face model folder")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

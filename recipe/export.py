@@ -1,7 +1,11 @@
 """Export a checkpoint as a Hugging Face model: python -m recipe.export outputs/demo [--step N]
 
 Prints the exported folder, `<run>/export/step_<N>`, and keeps it if it is newer than the checkpoint. verl's model
-merger does the work and saves bfloat16 weights.
+merger does the work and saves bfloat16 weights. With --push the model goes to the Hugging Face hub, with a card made
+from the run's files; the same command continues after an interruption, and another --step is another commit. A
+repository that has anything else is refused.
+
+example: python -m recipe.export outputs/demo --step 20 --push ORG/NAME --private
 """
 
 import argparse
@@ -18,6 +22,17 @@ from common.processes import end_with_parent
 from recipe.checkpoints import complete_checkpoints, saved_by
 
 
+def complete_step(run: Path, step: int | None) -> int:
+    """Return `step`, or the newest one with a complete checkpoint; ValueError if there is none."""
+    steps = complete_checkpoints(run / "checkpoints")
+    if not steps:
+        raise ValueError(f"{run}: has no complete checkpoint to export")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise ValueError(f"{run}: has no complete checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    return step
+
+
 def export(run: Path, step: int | None) -> Path:
     """Export `step`, or the newest complete checkpoint, and return the folder.
 
@@ -25,12 +40,7 @@ def export(run: Path, step: int | None) -> Path:
         ValueError: there is no such checkpoint, a file of it is damaged, or another export is in progress.
         Failure: verl's merger failed; its last lines are in the message.
     """
-    steps = complete_checkpoints(run / "checkpoints")
-    if not steps:
-        raise ValueError(f"{run}: has no complete checkpoint to export")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise ValueError(f"{run}: has no complete checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    step = complete_step(run, step)
     checkpoint, target = run / "checkpoints" / f"global_step_{step}", run / "export" / f"step_{step}"
     exported = target / "config.json"
     if exported.is_file() and exported.stat().st_mtime > (checkpoint / "data.pt").stat().st_mtime:
@@ -49,12 +59,37 @@ def export(run: Path, step: int | None) -> Path:
     return target
 
 
+def publish(run: Path, step: int | None, repository: str | None, private: bool) -> None:
+    """Write the card of a checkpoint's model and, with a repository, upload both; raises what its parts raise."""
+    from recipe import card, push  # they take seconds to import
+
+    step = complete_step(run, step)
+    folder = run / "export" / f"card_step_{step}"
+    lacks = card.write(run, step, folder)
+    newest = push.claim(repository, folder / card.CARD, private) if repository else None
+    for lack in lacks:  # now that nothing is refused, which is one line alone
+        print(f"  note: the card lacks {lack}", file=sys.stderr)
+    print(folder / card.CARD)
+    if repository:
+        target = export(run, step)
+        with run_lock(target.parent):
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+            print(push.upload(target, repository, f"Step {step} of {run.resolve().name}", newest))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run, outputs/<experiment>")
     parser.add_argument("--step", type=int, help="default: the newest complete checkpoint")
+    push = "upload the model with a card to this repository of the hub; needs a token (hf auth login, or HF_TOKEN)"
+    parser.add_argument("--push", metavar="ORG/NAME", help=push)
+    parser.add_argument("--private", action="store_true", help="if --push makes the repository, make it private")
+    parser.add_argument("--dry-run", action="store_true", help="write the card alone, to <run>/export/card_step_<N>")
     args = parser.parse_args()
-    print(export(args.run, args.step))
+    if args.push or args.dry_run:
+        publish(args.run, args.step, None if args.dry_run else args.push, args.private)
+    else:
+        print(export(args.run, args.step))
 
 
 if __name__ == "__main__":

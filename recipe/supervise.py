@@ -30,6 +30,7 @@ from recipe.monitor.health import RuleWarning, Warnings
 from recipe.monitor.memory_growth import MemoryWatch
 from recipe.monitor.metrics import StepLines, format_metrics, read_log, read_metrics, step_seconds, validation_accuracy
 from recipe.preflight import run_folder
+from recipe.software import software
 from recipe.watchdog import Stall, Watchdog
 
 POLL_SECONDS = 1.0
@@ -134,7 +135,8 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, 
         if not progress.seen:
             waiting.tick()
         elif started:
-            events.record(STARTED, step=min(progress.seen), start_seconds=round(time.monotonic() - started, 1))
+            seconds = round(time.monotonic() - started, 1)
+            events.record(STARTED, step=min(progress.seen), start_seconds=seconds, **software())
             started = 0.0
         time.sleep(POLL_SECONDS)
         stall = progress.watchdog.look()

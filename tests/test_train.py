@@ -9,12 +9,12 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from common.processes import RAY_PATIENCE
+from common.processes import RAY_PATIENCE, ProcessRecord
 from recipe import train as training
 from recipe.checkpoints import TRACKER
 from recipe.compose import compose
 from recipe.environment import environment, prepare_config
-from recipe.monitor.events import Events
+from recipe.monitor.events import Events, read_events
 from recipe.monitor.metrics import format_metrics, read_metrics
 from recipe.supervise import Progress, Result, follow, signals_held
 from recipe.train import FILES, STOPPING_SIGNALS, Interrupted, changed_keys, interrupt, shortened, train
@@ -190,3 +190,15 @@ def test_a_damaged_step_in_verls_file_is_left_for_the_next_start(run, tmp_path, 
     train(run)
     assert "attempt.jsonl, line 2: is no JSON object; moved to" in capsys.readouterr().out
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / training.DISCARDED).open()] == [1, 2]
+
+
+def test_a_start_records_what_it_ran_with(run, tmp_path, monkeypatch):
+    progress, polls = Progress(run, None, io.StringIO(), None), iter([None, None, 0])
+    progress.attempt.parent.mkdir(exist_ok=True)
+    progress.attempt.write_text('{"step": 1, "data": {}}\n')
+    driver = type("Driver", (), {"poll": lambda self: next(polls)})()
+    monkeypatch.setattr("recipe.supervise.POLL_SECONDS", 0)
+    assert follow(driver, ProcessRecord(tmp_path / "run"), progress, Events(tmp_path / "run")) is None
+    (event,) = read_events(tmp_path / "run")
+    assert (event["event"], event["step"], event["versions"]["verl"]) == ("started", 1, "0.9.1")
+    assert event["commit"]
