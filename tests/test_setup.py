@@ -27,6 +27,7 @@ case "$*" in
     [[ "$FAILS" != *venv* ]] || { echo "  cause: dns error" >&2 && exit 2; }
     rm -rf .venv && mkdir -p .venv/bin && cp "$PYTHON" .venv/bin/python
     ;;
+  *"-r more.txt") [[ "$FAILS" != *more* ]] || exit 1 ;;
   *flash_attn*) [[ "$FAILS" != *flash* ]] || { echo "error: no build" && exit 1; } ;;
   *--no-index*) [[ "$FAILS" != *links* ]] || exit 2 ;;
   *--default-index*) [[ "$FAILS" != *index* ]] || { echo "  cause: no network" >&2 && exit 2; } ;;
@@ -103,6 +104,20 @@ def test_a_uv_inside_the_environment_is_not_used_to_make_it_anew(set_up, tmp_pat
     (tmp_path / "checkout" / "requirements-cpu.txt").write_text("torch==2.13.0+cpu\n")
     _, calls = set_up(PATH=f"{inside.parent}:{tmp_path}:/usr/bin:/bin")
     assert [call for call in calls if call.startswith("venv")]
+
+
+def test_the_packages_of_the_tests_are_installed_once_and_their_lack_ends_nothing(set_up, tmp_path):
+    (tmp_path / "checkout" / "more.txt").write_text("a==1\n")
+    more = {"JUSTRL_TEST_PACKAGES": "more.txt"}
+    for options in ({"fails": "more"}, {"PATH": "/usr/bin:/bin", "JUSTRL_PYTHON_BIN": str(tmp_path / "python3")}):
+        assert set_up()[0].returncode == 0
+        done, calls = set_up(**more, **options)
+        assert (done.returncode, [call for call in calls if call.startswith("venv")]) == (0, [])
+        assert "not installed: more.txt; tests that need it are skipped" in done.stdout
+    _, calls = set_up(**more)
+    assert calls[-1].endswith("-r more.txt")
+    done, calls = set_up(**more)
+    assert (done.returncode, done.stdout, calls) == (0, "", [])
 
 
 def test_a_machine_without_gpus_headers_gets_a_python_that_has_them(set_up):
