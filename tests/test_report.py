@@ -87,12 +87,15 @@ def table(folder, name):
 
 def test_the_report_shows_both_evaluations_and_the_difference(reported):
     text = (reported / "report.md").read_text()
-    low, high = (100 * end for end in interval(np.array([1, 0.5, 0.5, 0])))
+    low_score, high_score = low, high = [100 * end for end in interval(np.array([1, 0.5, 0.5, 0]))]
     top = 100 * (1 - 0.025 ** (1 / 4))  # four problems that none solved
     assert f"| demo (avg@2, 4 problems) | 0.0 [0.0, {top:.1f}] | 50.0 [{low:.1f}, {high:.1f}] |" in text
     low, high = (100 * end for end in mean_interval([np.array([1, 0.5, 0.5, 0])], lowest=-1)[1])
     assert f"| demo (avg@2, 4 problems) | +50.0 [{low:.1f}, {high:.1f}] |" in text
-    assert "The mean score goes from 0.0 (base) to 50.0 (step_3) percent." in text
+    assert text.splitlines()[2] == (
+        f"**step_3 cannot be told apart from base on demo: 50.0 [{low_score:.1f}, {high_score:.1f}] percent correct "
+        f"against 0.0 [0.0, {top:.1f}], a difference of +50.0 [{low:.1f}, {high:.1f}] points.**"
+    )
     assert "The data cannot tell the two apart on demo." in text
     p = table(reported, "step_3 minus base")["demo (avg@2, 4 problems)"]["p"]
     assert p == pytest.approx(2 / 8, abs=0.02), "two of the signs of three problems go as far"

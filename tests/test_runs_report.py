@@ -86,7 +86,7 @@ def made(tmp_path, config, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     for name in ("draw_differences", "draw_curves"):
-        monkeypatch.setattr(runs_report, name, lambda *arguments: write_text(arguments[-1], ""))
+        monkeypatch.setattr(runs_report, name, lambda *arguments: write_text(arguments[-1].with_suffix(".svg"), ""))
 
 
 def write(folders, **options):
@@ -230,7 +230,12 @@ def test_the_page_has_the_numbers_of_the_report_and_is_the_same_each_time(made):
     assert "Differs from the baseline in `actor_rollout_ref.actor.clip_ratio_high=0.2`." in text
     assert "validated on 64 problems with 4 responses each; seeds 1 and 2." in text
     assert f"python -m eval.report {made.folder}/x_* --output {report_folder} --x hours --page {page}" in text
-    assert (report_folder / "report.html").read_text().count("data:image/png;base64,") == 2
+    shown = (report_folder / "report.html").read_text()
+    assert shown.count("<svg") == 2
+    low, middle, high = (100 * row["difference"][end] for end in ("low", "value", "high"))
+    assert f"<title>a: {middle:+.1f} [{low:.1f}, {high:.1f}] points</title>" in shown
+    assert "**Of 1 arm compared with the baseline: 1 cannot be told apart.**" in text
+    assert numbers["verdict"] in text
 
 
 def test_the_command_takes_runs_or_evaluations_and_refuses_both(made, monkeypatch, capsys):
