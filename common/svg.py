@@ -36,6 +36,8 @@ def fit_for_pages(svg: str, colours: Iterable[str]) -> str:
         for child in [child for child in element if child.tag.rpartition("}")[2] in DROPPED]:
             element.remove(child)
     for element in [*root.iter()]:
+        for name in {"d", "x", "y"} & element.attrib.keys():  # points; a hundredth of one cannot be seen
+            element.set(name, re.sub(r"(\.\d\d)\d+", r"\1", element.attrib[name]))
         if LINK in element.attrib:
             element.set("href", element.attrib.pop(LINK))
         if "style" in element.attrib:

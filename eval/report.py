@@ -131,7 +131,7 @@ def write(
         compared = context["differences"][-1:] if is_run else context["differences"]
         numbers["verdict"] = sections.verdict(context["results"], compared)
     else:
-        numbers["verdict"] = trainings[0][1].verdict
+        numbers["verdict"] = next((section.verdict for _, section in trainings), "No step has been trained yet.")
     text = render_markdown("report.md.j2", title=title, verdict=numbers["verdict"], **context)
     write_text(folder / "report.md", text)
     write_text(folder / "report.html", render_page(title, text, folder, context["samples"]))

@@ -60,13 +60,14 @@ def verdict(results: Results, found: list[dict]) -> str:
     word = {part["model"]: next(word for word in PHRASES if row in part[word]) for part in found}
     if len(found) > 1:
         return f"Of {len(found)} models compared with {results.first} {on}: {counted(word.values())}."
-    scores = {model: percent(cell or 0.0) for model, cell in results.scores(row, results.track).items()}
+    scores = results.scores(row, results.track)
     if not found:
-        return f"{last} answers {scores[last]} percent correctly {on}."
+        return f"{last} answers {percent(scores[last] or 0.0)} percent correctly {on}."
+    before, after = (percent((scores[model] or {}).get("value", 0.0)) for model in (results.first, last))
     difference = found[0]["table"].rows[list(results.rows).index(row)][found[0]["name"]]
     return (
-        f"{last} {PHRASES[word[last]]} {results.first} {on}: {scores[last]} percent correct against "
-        f"{scores[results.first]}, a difference of {signed_percent(difference)} points."
+        f"{last} {PHRASES[word[last]]} {results.first} {on}: {after} percent correct against {before}, "
+        f"a difference of {signed_percent(difference)} points."
     )
 
 

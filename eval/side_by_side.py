@@ -39,9 +39,10 @@ def by_track(grade: dict, tracks: Iterable[str]) -> dict[str, tuple[bool, str]]:
     verdict = grade.get("judge")
     known = {
         OFFICIAL: (bool(grade["rule"]), grade["reason"]),
-        TYPED: (bool(grade.get("typed")), grade.get("typed_reason", "not stated")),
         JUDGED: (grade["rule"] == 1 or verdict == "A", f"judge: {verdict}" if verdict else grade["reason"]),
     }
+    if "typed" in grade:  # grades of older versions lack it
+        known[TYPED] = bool(grade["typed"]), grade.get("typed_reason", "")
     return {track: known[track] for track in tracks if track in known}
 
 

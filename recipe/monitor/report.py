@@ -79,24 +79,17 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
         name: {step: None if math.isnan(value) else value for step, value in values.items()}
         for name, values in series(by_step, config).items()
     }
-    return TrainingSection(
-        verdict(max(by_step), config, rewards),
-        text,
-        table,
-        ours | {"curves": curves, "budgets": BUDGETS, "damaged": damaged},
-    )
+    numbers = ours | {"curves": curves, "budgets": BUDGETS, "damaged": damaged}
+    return TrainingSection(verdict(max(by_step), config, rewards), text, table, numbers)
 
 
 def verdict(last: int, config: DictConfig, rewards: list[str]) -> str:
     """Say in one sentence whether a run finished, and where its reward went."""
     total = OmegaConf.select(config, "trainer.total_training_steps")
-    came = (
-        f"Training has finished its {total:,} steps"
-        if total and last >= total
-        else f"Training has come to step {last:,}"
-    )
-    rest = f" of {total:,}" if total and last < total else ""
-    return f"{came}{rest}; the mean reward went from {rewards[0]} to {rewards[1]}."
+    came = f"come to step {last:,}" + (f" of {total:,}" if total else "")
+    if total and last >= total:
+        came = f"finished its {total:,} steps"
+    return f"Training has {came}; the mean reward went from {rewards[0]} to {rewards[1]}."
 
 
 def draw_figures(by_step: dict[int, dict], config: DictConfig, folder: Path, ending: str) -> list[str]:
@@ -125,7 +118,7 @@ def draw_curves(curves: dict[str, dict[int, float]], names: list[str], config: D
             draw_quantity(axis, name, curves[name], has_bands(config))
         axis.set_xlim(-0.02 * last, 1.02 * last)
         axis.set_xlabel("step")
-        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     save(figure, path)
 
 
