@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-MARKS = 100  # of a line that show a value, evenly chosen, so that a long run's page stays small
+# Of a line, and of two lines in each panel of a figure: so many marks show a value, evenly chosen, to keep pages small.
+MARKS, MARKS_OF_FIGURE = 100, 3000
 NAMESPACE, LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 ROOT = {"xmlns": NAMESPACE, "fill": "currentColor", "stroke-linejoin": "round", "font-family": "system-ui, sans-serif"}
 DROPPED = ("metadata", "style")  # the second holds for the whole page; ROOT has what it sets
@@ -15,7 +16,8 @@ DROPPED = ("metadata", "style")  # the second holds for the whole page; ROOT has
 def show_values(axis, x: Iterable[float], y: Iterable[float], texts: Iterable[str], shade: str) -> None:
     """Give points of an axis a text that a page shows where they are pointed at; points without a number have none."""
     points = [point for point in zip(x, y, texts, strict=True) if math.isfinite(point[1])]
-    if chosen := points[:: math.ceil(len(points) / MARKS) or 1]:
+    most = min(MARKS, max(1, MARKS_OF_FIGURE // (2 * len(axis.figure.axes))))
+    if chosen := points[:: math.ceil(len(points) / most) or 1]:
         xs, ys, shown = zip(*chosen, strict=True)
         look = {"markersize": 10, "markeredgewidth": 0, "color": shade, "alpha": 0, "zorder": 10}
         axis.plot(xs, ys, "o", gid=json.dumps(shown), **look)
@@ -36,8 +38,9 @@ def fit_for_pages(svg: str, colours: Iterable[str]) -> str:
         for child in [child for child in element if child.tag.rpartition("}")[2] in DROPPED]:
             element.remove(child)
     for element in [*root.iter()]:
-        for name in {"d", "x", "y"} & element.attrib.keys():  # points; a hundredth of one cannot be seen
-            element.set(name, re.sub(r"(\.\d\d)\d+", r"\1", element.attrib[name]))
+        for name in {"d", "x", "y"} & element.attrib.keys():  # in points, of which a hundredth cannot be seen
+            element.set(name, re.sub(r"(\.\d\d)\d+", r"\1", " ".join(element.attrib[name].split())))
+        element.text, element.tail = ((text or "").strip("\n ") or None for text in (element.text, element.tail))
         if LINK in element.attrib:
             element.set("href", element.attrib.pop(LINK))
         if "style" in element.attrib:

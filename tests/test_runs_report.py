@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from common.files import write_text
 from eval import report
 from eval.runs import report as runs_report
-from eval.runs.figures import seed_band
+from eval.runs.figures import POINTS_OF_FIGURE, seed_band, thinned
 from eval.runs.read import GENERATED
 from eval.runs.tables import BETTER, ONE_SEED, UNCLEAR, WORSE
 from eval.statistics import student_mean
@@ -135,6 +135,14 @@ def test_bands_reach_from_the_least_to_the_greatest_seed():
     assert (mean[0], low[0], high[0]) == (0.5, 0, 1)
     grid, mean, low, high = seed_band([one, other], "steps", "reward")
     assert (grid.tolist(), mean.tolist(), low.tolist(), high.tolist()) == ([1, 2], [0, 2], [0, 1], [0, 3])
+
+
+def test_curves_of_many_arms_have_fewer_points_and_keep_their_ends():
+    band = np.tile(np.arange(4380.0), (4, 1))
+    assert thinned(band, 1).shape == band.shape
+    kept = thinned(band, 22 * 6)
+    assert (kept[0, 0], kept[0, -1]) == (0, 4379)
+    assert 40 <= kept.shape[1] <= POINTS_OF_FIGURE / (2 * 22 * 6)
 
 
 def test_what_an_arm_costs_is_charged(made, undrawn):

@@ -20,6 +20,7 @@ LABELS = {
     "hours": "hours so far",
 }
 POINTS = 200  # of a curve over tokens or hours
+POINTS_OF_FIGURE = 12_000  # of all its curves together, so that a page of many arms stays small
 GREY = COLOURS[5]
 WIDE, ROW = 9.0, 1.15  # inches: of the figure of curves, and a row's height
 
@@ -49,6 +50,12 @@ def seed_band(frames: list[pd.DataFrame], x: str, name: str) -> np.ndarray:
     return np.array([grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0)])
 
 
+def thinned(band: np.ndarray, panel_count: int) -> np.ndarray:
+    """Leave of a band's points so many as two curves in each of a figure's panels may have, evenly chosen."""
+    most = max(40, POINTS_OF_FIGURE // (2 * panel_count))
+    return band[:, np.unique(np.linspace(0, band.shape[1] - 1, most).astype(int))]
+
+
 def short(value: float, _=None) -> str:
     """Format a number for an axis, like "0.25", "6", "15k" or "2M"."""
     unit, factor = ("M", 1e6) if abs(value) >= 1e6 else ("k", 1e3) if abs(value) >= 1e4 else ("", 1)
@@ -66,7 +73,7 @@ def draw_curves(curves: dict[str, dict[int, pd.DataFrame]], x: str, path: Path) 
     for i, axis in enumerate(axes):
         arm, name = arms[i // len(names)], names[i % len(names)]
         for drawn, shade in ((BASELINE, GREY), (arm, colour(1))):
-            grid, mean, low, high = seed_band(list(curves[drawn].values()), x, name)
+            grid, mean, low, high = thinned(seed_band(list(curves[drawn].values()), x, name), len(axes))
             axis.fill_between(grid, low, high, color=shade, alpha=0.25, linewidth=0)
             axis.plot(grid, mean, color=shade, linewidth=1.4)
             points = zip(grid, mean, low, high, strict=True)

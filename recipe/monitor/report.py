@@ -23,7 +23,7 @@ from recipe.monitor.metrics import REWARD, format_metric, has_training, number, 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 OURS, PAPER = COLOURS[0], "#e0a030"
 MAIN = ("reward", "entropy", "length", "validation")  # the panels of the first figure
-BAND_POINTS = 1000
+BAND_POINTS, SMOOTH_POINTS = 1000, 400  # of the paper's bands and of a running mean, as far as they are drawn
 MANY_STEPS = 100  # from here on a line is drawn without markers, and its running mean over it
 
 
@@ -131,9 +131,10 @@ def draw_line(axis, values: dict[int, float], shade: str, **options) -> None:
     else:
         # Rasterized: as an SVG's path, thousands of steps would make the page large.
         axis.plot(steps, numbers, color=shade, alpha=0.25, linewidth=0.7, rasterized=True)
-        window = len(steps) // 50
+        window, stride = len(steps) // 50, max(1, len(steps) // SMOOTH_POINTS)
         numbers = np.convolve(numbers, np.ones(window) / window, mode="valid")
-        steps, note = steps[window // 2 :][: len(numbers)], f" (mean of {window} steps)"
+        steps, numbers = steps[window // 2 :][: len(numbers) : stride], numbers[::stride]
+        note = f" (mean of {window} steps)"
         axis.plot(steps, numbers, color=shade, **options)
     texts = [f"{name}step {step:,}: {value:.4g}{note}" for step, value in zip(steps, numbers, strict=True)]
     show_values(axis, steps, numbers, texts, shade)
