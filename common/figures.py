@@ -1,8 +1,10 @@
 """Figures of panels, two in a row, as wide as a page's text, so that they can be read on a phone."""
 
+import io
 from pathlib import Path
 
-from common.files import atomic
+from common.files import atomic, write_text
+from common.svg import fit_for_pages
 
 WIDTH, PANEL = 6.4, 2.0  # inches: of a figure, and a panel's height
 COLOURS = ("#1f6f8b", "#b5483a", "#5b8c3e", "#7a5195", "#c17f1b", "#4a4e57", "#2a9d8f", "#d1679b")
@@ -32,7 +34,7 @@ def panels(count: int, height: float = PANEL, columns: int = 2, width: float = W
 
 
 def save(figure, path: Path, legend=None) -> None:
-    """Write a figure as PNG and forget it; above all panels stands the legend of the axis `legend`."""
+    """Write a figure as PNG and, for pages, as SVG; above all panels stands the legend of the axis `legend`."""
     from matplotlib import pyplot
 
     if legend:
@@ -41,4 +43,8 @@ def save(figure, path: Path, legend=None) -> None:
         figure.legend(lines, names, loc="outside upper left", ncols=across, frameon=False, handlelength=1.6)
     with atomic(path) as aside:
         figure.savefig(aside, dpi=200, format="png")
+    drawn = io.StringIO()
+    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):  # ids are the same each time
+        figure.savefig(drawn, dpi=200, format="svg", transparent=True)
+    write_text(path.with_suffix(".svg"), fit_for_pages(drawn.getvalue(), COLOURS))
     pyplot.close(figure)

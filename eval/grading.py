@@ -13,12 +13,10 @@ from tqdm import tqdm
 from common.json_lines import drop_damaged, format_line, read_lines
 from eval import official, typed
 from eval.judge import Question, final_part
-from eval.samples import SHAPES
+from eval.samples import JUDGED, OFFICIAL, SHAPES, TYPED
 from reward.justrl import last_boxed
 from reward.notation import last_box
 from reward.sandbox import WORKERS
-
-OFFICIAL, TYPED, JUDGED = "official", "strict-typed", "official+judge"
 
 
 class Cache:

@@ -2,7 +2,8 @@
 
 A FOLDER is a run's (outputs/<experiment>, with `metrics.jsonl` or evaluations under `eval/`) or one that eval.grade
 filled (with `scores.json`). Writes `report.md`, `report.html` (one file, its figures inside), `report.json` (every
-number) and the figures, into the one FOLDER or into --output. Of several folders the first is compared with each
+number) and the figures, into the one FOLDER or into --output; and `samples.html`, responses of the first and the last
+model side by side, where both folders have samples and grades. Of several folders the first is compared with each
 other one over the same problems; of a run among them its last evaluation counts. Several training runs alone, a
 baseline's and those of arms, are compared in their training and last validation, by arm and over seeds.
 
@@ -18,14 +19,14 @@ from pathlib import Path
 
 from common.command import run as run_command
 from common.files import write_text
-from common.json_lines import name_lines, read_lines
 from data_prep.benchmarks import ALL, SUITES
 from eval import sections
 from eval.figures import draw_lengths, draw_pass_at_k, draw_scores
 from eval.published import PUBLISHED
 from eval.results import Results, find, graded_checkpoints, load, of_suite
 from eval.runs import report as runs_report
-from eval.samples import ENDING, SHAPES, read_samples
+from eval.samples import find_samples
+from eval.side_by_side import first_samples, write_pairs
 from eval.tables import Table, listed, render_markdown, render_page
 from recipe.monitor.report import training_section
 
@@ -36,21 +37,12 @@ EXAMPLES, EXAMPLE_CHARACTERS = 3, 300
 
 def examples(folder: Path) -> list[str]:
     """Show graded samples of some problems of an evaluation, correct ones first; none where only scores were kept."""
-    path = next(iter(sorted(folder.glob(f"*{ENDING}"))), None)
-    if path is None:
-        return []
-    graded = path.with_name(path.name.replace(ENDING, ".grades.jsonl"))
-    grades, bad = read_lines(graded, SHAPES["grade"])
-    if bad:
-        raise ValueError(f"{name_lines(graded, bad)}; grade again: python -m eval.grade {folder}")
-    samples = {sample["problem_id"]: sample for sample in read_samples(path) if sample["sample"] == 0}
-    first = [grade for grade in grades if grade["sample"] == 0 and grade["problem_id"] in samples]
-    pairs = [(samples[grade["problem_id"]], grade) for grade in first]
+    samples = [sample for task in [*find_samples(folder)][:1] for sample in first_samples(folder, task).values()]
     shown = []
-    for sample, grade in sorted(pairs, key=lambda pair: -pair[1]["rule"])[:EXAMPLES]:
+    for sample in sorted(samples, key=lambda sample: -sample["grade"]["rule"])[:EXAMPLES]:
         problem = (sample["prompt"] or "").split("\n")[0]
         response = sample["response"][-EXAMPLE_CHARACTERS:].encode(errors="replace").decode()  # half a character
-        shown.append(f"{problem}\n{response}\n({grade['reason']}, answer {sample['answer']})")
+        shown.append(f"{problem}\n{response}\n({sample['grade']['reason']}, answer {sample['answer']})")
     return shown
 
 
@@ -75,7 +67,6 @@ def evaluation_context(
     by_row = {row: results.scores(row, results.track) for row in results.rows}
     context = {
         "results": results,
-        "main": [cell["value"] for cell in by_row[results.headline].values() if cell],
         "solved": any(cell and cell["value"] for cells in by_row.values() for cell in cells.values()),
         "figures": draw(results, by_row, folder),
         "protocol": sections.protocol(scores),
@@ -126,18 +117,24 @@ def write(
     context, tables = evaluation_context(scores, folder, manifest, row) if scores else ({}, {})
     values = {name: table.rows for name, table in tables.items()}
     numbers = {"title": title, "units": UNITS, "tables": values} | ({"evaluations": scores} if scores else {})
+    is_run = bool(alone and graded_checkpoints(alone))
     trainings = [(run.name, section) for run in folders if (section := training_section(run, folder))]
     for name, section in trainings:
         values[f"compute of {name}"] = section.compute_table
         numbers[f"training of {name}"] = section.numbers
-    context |= {"tables": tables, "is_run": bool(alone and graded_checkpoints(alone))}
     context |= {
-        "trainings": [section for _, section in trainings],
+        **{"tables": tables, "is_run": is_run, "trainings": [section for _, section in trainings]},
         "examples": examples(list(found.values())[-1]) if found else [],
+        "samples": bool(scores) and write_pairs(context["results"], found, folder / "samples.html"),
     }
-    text = render_markdown("report.md.j2", title=title, **context)
+    if scores:  # of a run its last evaluation counts
+        compared = context["differences"][-1:] if is_run else context["differences"]
+        numbers["verdict"] = sections.verdict(context["results"], compared)
+    else:
+        numbers["verdict"] = next((section.verdict for _, section in trainings), "No step has been trained yet.")
+    text = render_markdown("report.md.j2", title=title, verdict=numbers["verdict"], **context)
     write_text(folder / "report.md", text)
-    write_text(folder / "report.html", render_page(title, text, folder))
+    write_text(folder / "report.html", render_page(title, text, folder, context["samples"]))
     write_text(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
     return folder
 

@@ -14,6 +14,7 @@ from common.json_lines import name_lines, read_json, read_lines, read_shapes
 from data_prep.benchmarks import BENCHMARKS, in_order
 
 ENDING = ".samples.jsonl"
+OFFICIAL, TYPED, JUDGED = "official", "strict-typed", "official+judge"  # the tracks of their grades
 SHAPES = read_shapes(Path(__file__).parent)
 # How the release samples, beside the number of samples.
 PROTOCOL = {"prompt": "evaluation", "temperature": 0.7, "top_p": 0.9, "max_tokens": 31744}

@@ -9,9 +9,10 @@ from eval.published import PUBLISHED, beside_published, published_row
 from eval.results import Results
 from eval.samples import PROTOCOL
 from eval.statistics import SIGNIFICANT, detectable_difference, holm, paired_mean_difference
-from eval.tables import Format, Table, interval_cell, signed_percent
+from eval.tables import Format, Table, counted, interval_cell, percent, signed_percent
 
 MANIFEST = Path(os.environ.get("JUSTRL_DATA") or "data", "dapo", "train.manifest.json")
+PHRASES = {"better": "is better than", "worse": "is worse than", "unclear": "cannot be told apart from"}
 LENGTHS = ("mean", "p10", "p50", "p90", "p99")
 
 
@@ -46,6 +47,28 @@ def difference(results: Results, model: str) -> dict:
     ends = [f"{detectable[row]:.1f} points ({row})" for row in dict.fromkeys((ordered[0], ordered[-1]))]
     formats: dict[str, Format] = {name: signed_percent, "p": ".2g", "p, Holm": ".2g", "would show": ".1f"}
     return {"model": model, "detectable": ends, "name": name, "table": Table(rows, formats)} | verdicts
+
+
+def verdict(results: Results, found: list[dict]) -> str:
+    """Say in one sentence, of the main score, how another model compares with the first, or how many of several do.
+
+    Args:
+        found: what `difference` returned of these models; without any, the sentence has the last model's score.
+    """
+    row, last = results.headline, found[0]["model"] if found else results.models[-1]
+    on = f"on {'' if row in results.tasks else 'the '}{row}"
+    word = {part["model"]: next(word for word in PHRASES if row in part[word]) for part in found}
+    if len(found) > 1:
+        return f"Of {len(found)} models compared with {results.first} {on}: {counted(word.values())}."
+    scores = results.scores(row, results.track)
+    if not found:
+        return f"{last} answers {percent(scores[last] or 0.0)} percent correctly {on}."
+    before, after = (percent((scores[model] or {}).get("value", 0.0)) for model in (results.first, last))
+    difference = found[0]["table"].rows[list(results.rows).index(row)][found[0]["name"]]
+    return (
+        f"{last} {PHRASES[word[last]]} {results.first} {on}: {after} percent correct against {before}, "
+        f"a difference of {signed_percent(difference)} points."
+    )
 
 
 def published(scores: dict[str, dict], named: str | None) -> list[dict]:

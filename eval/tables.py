@@ -1,7 +1,7 @@
 """Tables of values as Markdown, and Markdown as one HTML page."""
 
-import base64
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import jinja2
 import markdown_it
 import pandas as pd
+from markupsafe import Markup
+
+from common.svg import NAMESPACE
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -25,6 +28,12 @@ def listed(names: Iterable[str]) -> str:
     """Join names as "a, b and c"."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """Count verdicts as "2 better, 1 cannot be told apart"; "unclear" is the latter."""
+    words = Counter("cannot be told apart" if word == "unclear" else word for word in verdicts)
+    return ", ".join(f"{number} {word}" for word, number in words.items())
 
 
 def interval_cell(value: float, bounds: tuple[float, float], *_) -> dict[str, float]:
@@ -75,16 +84,31 @@ def render_markdown(template: str, **context) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def render_page(title: str, text: str, folder: Path) -> str:
-    """Turn a Markdown report into one HTML page, the figures that it names in `folder` inside."""
+def render_page(title: str, text: str, folder: Path, samples: bool = False) -> str:
+    """Turn a Markdown report into one HTML page, with its contents and the figures that it names in `folder` inside.
+
+    Args:
+        samples: whether `samples.html` lies beside it.
+    """
+    contents: dict[str, str] = {}
 
     def inlined(match: re.Match) -> str:
-        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'<figure><img src="data:image/png;base64,{data}" alt="{match[2]}"></figure>'
+        drawn = (folder / match[1]).with_suffix(".svg").read_text(encoding="utf-8").replace(f' xmlns="{NAMESPACE}"', "")
+        labelled = drawn.replace("<svg", f'<svg role="img" aria-label="{match[2]}"', 1)
+        return f'<figure tabindex="0">{labelled}</figure>'
+
+    def anchored(match: re.Match) -> str:
+        shown = Markup(match[1]).striptags()
+        anchor = re.sub(r"\W+", "-", shown.lower()).strip("-")
+        contents[anchor] = shown
+        return f'<h2 id="{anchor}">{match[1]}</h2>'
 
     body = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     body = re.sub(r'<p><img src="([\w.-]+\.png)" alt="([^"]*)" /></p>', inlined, body)
+    body = re.sub("<h2>(.*)</h2>", anchored, body)
     body = body.replace('style="text-align:right"', 'class="number"')
     body = re.sub('(?<=<td class="number">)[^<]+', lambda cell: cell[0].replace(", ", ",&nbsp;"), body)
     body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
-    return TEMPLATES.get_template("page.html.j2").render(title=title, body=body)
+    links = {f"#{anchor}": shown for anchor, shown in contents.items()}
+    links |= {"samples.html": "Samples side by side"} if samples else {}
+    return TEMPLATES.get_template("page.html.j2").render(title=title, body=Markup(body), links=links)

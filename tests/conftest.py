@@ -98,7 +98,9 @@ def no_pictures(monkeypatch) -> None:
     from eval import report
 
     for name in ("draw_scores", "draw_pass_at_k", "draw_lengths"):
-        monkeypatch.setattr(report, name, lambda _, path: write_text(path, ""))
+        monkeypatch.setattr(
+            report, name, lambda _, path: [write_text(path.with_suffix(s), "") for s in (".png", ".svg")]
+        )
 
 
 @pytest.fixture

@@ -92,7 +92,10 @@ def test_the_report_shows_both_evaluations_and_the_difference(reported):
     assert f"| demo (avg@2, 4 problems) | 0.0 [0.0, {top:.1f}] | 50.0 [{low:.1f}, {high:.1f}] |" in text
     low, high = (100 * end for end in mean_interval([np.array([1, 0.5, 0.5, 0])], lowest=-1)[1])
     assert f"| demo (avg@2, 4 problems) | +50.0 [{low:.1f}, {high:.1f}] |" in text
-    assert "The mean score goes from 0.0 (base) to 50.0 (step_3) percent." in text
+    assert text.splitlines()[2] == (
+        f"**step_3 cannot be told apart from base on demo: 50.0 percent correct against 0.0, "
+        f"a difference of +50.0 [{low:.1f}, {high:.1f}] points.**"
+    )
     assert "The data cannot tell the two apart on demo." in text
     p = table(reported, "step_3 minus base")["demo (avg@2, 4 problems)"]["p"]
     assert p == pytest.approx(2 / 8, abs=0.02), "two of the signs of three problems go as far"
@@ -102,7 +105,7 @@ def test_the_report_shows_both_evaluations_and_the_difference(reported):
 
 def test_the_page_needs_nothing_else(reported):
     page = (reported / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == page.count("<img") == 5
+    assert (page.count("<svg"), page.count("<img")) == (5, 0)
     assert "http" not in page.split("<body>")[1]
     assert "<b>" not in page, "a response is text"
 
@@ -242,19 +245,24 @@ def chromium(*arguments):
 
 
 def test_the_page_fits_a_phone_and_prints(reported, tmp_path):
-    """A run and a model with a long name: wide tables."""
+    """A run and a model with a long name: wide tables. A mark shows its value where it is pointed at."""
     other = evaluation(tmp_path / "a", "some/DeepSeek-R1-Distill-Qwen-1.5B-and-more", {"demo": [0, 0, 1, 0.5]})
     page = report.write([reported, other], tmp_path / "out") / "report.html"
     frame = tmp_path / "frame.html"
     frame.write_text(
         f'<iframe style="width:390px;height:844px;border:0" srcdoc="{html.escape(page.read_text())}"></iframe><script>'
         "onload = () => { const d = document.querySelector('iframe').contentDocument;"
-        "const images = [...d.images].every(i => i.complete && i.naturalWidth > 0);"
+        "const drawn = [...d.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 50);"
         "const wide = [...d.querySelectorAll('.scroll')].some(s => s.scrollWidth > s.clientWidth);"
-        "document.title = [d.documentElement.scrollWidth, images, wide].join(' '); }</script>"
+        "const mark = [...d.querySelectorAll('.values use')].find(m => m.textContent.includes('step_3, demo'));"
+        "mark.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));"
+        "const shown = d.querySelector('.tip').textContent.split(': ')[0];"
+        "document.title = [d.documentElement.scrollWidth, drawn, wide, shown].join(' '); }</script>"
     )
     dom, log = chromium("--dump-dom", frame.as_uri())
-    assert re.search(r"<title>(.*?)</title>", dom)[1] == "390 true true", "tables scroll, and the page does not"
+    assert re.search(r"<title>(.*?)</title>", dom)[1] == "390 true true run step_3, demo", (
+        "tables scroll, and the page does not"
+    )
     assert "CONSOLE" not in log
     chromium("--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}", page.as_uri())
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

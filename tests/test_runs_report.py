@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from common.files import write_text
 from eval import report
 from eval.runs import report as runs_report
-from eval.runs.figures import seed_band
+from eval.runs.figures import POINTS_OF_FIGURE, seed_band, thinned
 from eval.runs.read import GENERATED
 from eval.runs.tables import BETTER, ONE_SEED, UNCLEAR, WORSE
 from eval.statistics import student_mean
@@ -86,7 +86,7 @@ def made(tmp_path, config, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     for name in ("draw_differences", "draw_curves"):
-        monkeypatch.setattr(runs_report, name, lambda *arguments: write_text(arguments[-1], ""))
+        monkeypatch.setattr(runs_report, name, lambda *arguments: write_text(arguments[-1].with_suffix(".svg"), ""))
 
 
 def write(folders, **options):
@@ -135,6 +135,14 @@ def test_bands_reach_from_the_least_to_the_greatest_seed():
     assert (mean[0], low[0], high[0]) == (0.5, 0, 1)
     grid, mean, low, high = seed_band([one, other], "steps", "reward")
     assert (grid.tolist(), mean.tolist(), low.tolist(), high.tolist()) == ([1, 2], [0, 2], [0, 1], [0, 3])
+
+
+def test_curves_of_many_arms_have_fewer_points_and_keep_their_ends():
+    band = np.tile(np.arange(4380.0), (4, 1))
+    assert thinned(band, 1).shape == band.shape
+    kept = thinned(band, 22 * 6)
+    assert (kept[0, 0], kept[0, -1]) == (0, 4379)
+    assert 40 <= kept.shape[1] <= POINTS_OF_FIGURE / (2 * 22 * 6)
 
 
 def test_what_an_arm_costs_is_charged(made, undrawn):
@@ -230,7 +238,12 @@ def test_the_page_has_the_numbers_of_the_report_and_is_the_same_each_time(made):
     assert "Differs from the baseline in `actor_rollout_ref.actor.clip_ratio_high=0.2`." in text
     assert "validated on 64 problems with 4 responses each; seeds 1 and 2." in text
     assert f"python -m eval.report {made.folder}/x_* --output {report_folder} --x hours --page {page}" in text
-    assert (report_folder / "report.html").read_text().count("data:image/png;base64,") == 2
+    shown = (report_folder / "report.html").read_text()
+    assert shown.count("<svg") == 2
+    low, middle, high = (100 * row["difference"][end] for end in ("low", "value", "high"))
+    assert f"<title>a: {middle:+.1f} [{low:.1f}, {high:.1f}] points</title>" in shown
+    assert "**Of 1 arm compared with the baseline: 1 cannot be told apart.**" in text
+    assert numbers["verdict"] in text
 
 
 def test_the_command_takes_runs_or_evaluations_and_refuses_both(made, monkeypatch, capsys):

@@ -255,7 +255,7 @@ def test_the_main_score_is_the_papers_mean(tmp_path, no_pictures):
     for name, last in (("base", 0), ("step_3", 1)):
         evaluation(run / "eval" / name, "m", {"AIME24": [0, last], "AMC23": [0, last], "mine": [1, 1 - last]})
     text = (report.write([run]) / "report.md").read_text()
-    assert "The mean score goes from 0.0 (base) to 50.0 (step_3) percent, mean of 2." in text
+    assert "base on the mean of 2: 50.0 percent correct against 0.0, a difference of +50.0 [" in text
 
 
 def test_the_published_mean_is_compared_with_the_nine_alone():

@@ -11,7 +11,7 @@ from common.models import count_parameters
 from eval.runs.figures import draw_curves, draw_differences
 from eval.runs.read import GENERATED, Comparison, compare, have_same_problems
 from eval.runs.tables import BETTER, ONE_SEED, REACHED, UNCLEAR, WORSE, arm_table, change_table, quantity_table
-from eval.tables import Table, render_markdown, render_page
+from eval.tables import Table, counted, render_markdown, render_page
 from recipe.monitor.arms import BASELINE, arm_of
 from recipe.monitor.config import read_config
 from recipe.monitor.metrics import SMOOTHED_STEPS
@@ -90,9 +90,11 @@ def write(folders: list[Path], output: Path, x: str = "steps", page: Path | None
     tables["other quantities"] = quantity_table(compared, curves)
     changes = tables["changes"].rows[1:]
     names = {word: [row["arm"] for row in changes if row["verdict"] == word] for word in (BETTER, WORSE, UNCLEAR)}
+    words = counted("with one seed only" if row["verdict"] == ONE_SEED else row["verdict"] for row in changes)
     command = f"python -m eval.report {shortened(folders)} --output {shlex.quote(str(output))} --x {x}"
     context = {
         **{"title": TITLE, "tables": tables, "verdicts": names, "facts": facts(compared), "x": x},
+        "verdict": f"Of {len(changes)} arm{'s' * (len(changes) > 1)} compared with the baseline: {words}.",
         **{"left_out": Table(compared.left_out) if compared.left_out else None, "last": SMOOTHED_STEPS},
         **{"generated": compared.tokens == GENERATED, "figures": FIGURES, "required": REACHED},
         **{"one_seed": [row["arm"] for row in changes if row["verdict"] == ONE_SEED]},
@@ -107,7 +109,8 @@ def write(folders: list[Path], output: Path, x: str = "steps", page: Path | None
         write_text(page, render_markdown("runs/report.md.j2", start=f"{page.stem}_", **context))
         for name in FIGURES:
             shutil.copyfile(output / name, page.with_name(f"{page.stem}_{name}"))
-    numbers = {"title": TITLE, "units": UNITS, "facts": context["facts"], "left out": compared.left_out}
+    numbers = {name: context[name] for name in ("title", "verdict", "facts")}
+    numbers |= {"units": UNITS, "left out": compared.left_out}
     numbers["tables"] = {name: table.rows for name, table in tables.items()}
     numbers["runs"] = {
         run.name: {"arm": run.arm, "seed": run.seed} for arm in compared.arms.values() for run in arm.values()

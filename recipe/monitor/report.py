@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from common.figures import COLOURS, colour, panels, save
 from common.json_lines import name_lines
 from common.progress import duration
+from common.svg import show_values
 from recipe import attention
 from recipe.monitor.compute import compute, compute_rows, count
 from recipe.monitor.config import read_config
@@ -22,13 +23,14 @@ from recipe.monitor.metrics import REWARD, format_metric, has_training, number, 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 OURS, PAPER = COLOURS[0], "#e0a030"
 MAIN = ("reward", "entropy", "length", "validation")  # the panels of the first figure
-BAND_POINTS = 1000
+BAND_POINTS, SMOOTH_POINTS = 1000, 400  # of the paper's bands and of a running mean, as far as they are drawn
 MANY_STEPS = 100  # from here on a line is drawn without markers, and its running mean over it
 
 
 class TrainingSection(NamedTuple):
-    """Markdown, and for report.json the rows of its table of compute and its other numbers."""
+    """A sentence on how far the run came, Markdown, and for report.json the rows of its table and its other numbers."""
 
+    verdict: str
     text: str
     compute_table: list[dict[str, Any]]
     numbers: dict[str, Any]
@@ -46,18 +48,19 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
     damaged = name_lines(run / "metrics.jsonl", bad) if bad else ""
     if not trained:
         text = f"## Training of {run.name}\n\nNo step can be read: {damaged}.\n"
-        return TrainingSection(text, [], {"damaged": damaged}) if bad else None
+        return TrainingSection(f"No step of {run.name} can be read.", text, [], {"damaged": damaged}) if bad else None
     config = read_config(run / "config.yaml", complete=True)
     figures = draw_figures(by_step, config, folder, "" if folder == run else f"_{run.name}")
     events = read_events(run)
     ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
     rows = compute_rows(ours, config, name)
+    rewards = [format_metric(metrics, REWARD) for metrics in (trained[0], trained[-1])]
     text = jinja2.Template(TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True).render(
         run=run.name,
         steps=len(trained),
         damaged=damaged,
         seconds=sum(number(metrics, "timing_s/step", 0.0) for metrics in trained),
-        rewards=[format_metric(metrics, REWARD) for metrics in (trained[0], trained[-1])],
+        rewards=rewards,
         attention=attention.requested(config),
         figures=figures,
         has_bands=has_bands(config),
@@ -76,7 +79,17 @@ def training_section(run: Path, folder: Path) -> TrainingSection | None:
         name: {step: None if math.isnan(value) else value for step, value in values.items()}
         for name, values in series(by_step, config).items()
     }
-    return TrainingSection(text, table, ours | {"curves": curves, "budgets": BUDGETS, "damaged": damaged})
+    numbers = ours | {"curves": curves, "budgets": BUDGETS, "damaged": damaged}
+    return TrainingSection(verdict(max(by_step), config, rewards), text, table, numbers)
+
+
+def verdict(last: int, config: DictConfig, rewards: list[str]) -> str:
+    """Say in one sentence whether a run finished, and where its reward went."""
+    total = OmegaConf.select(config, "trainer.total_training_steps")
+    came = f"come to step {last:,}" + (f" of {total:,}" if total else "")
+    if total and last >= total:
+        came = f"finished its {total:,} steps"
+    return f"Training has {came}; the mean reward went from {rewards[0]} to {rewards[1]}."
 
 
 def draw_figures(by_step: dict[int, dict], config: DictConfig, folder: Path, ending: str) -> list[str]:
@@ -105,20 +118,26 @@ def draw_curves(curves: dict[str, dict[int, float]], names: list[str], config: D
             draw_quantity(axis, name, curves[name], has_bands(config))
         axis.set_xlim(-0.02 * last, 1.02 * last)
         axis.set_xlabel("step")
-        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     save(figure, path)
 
 
 def draw_line(axis, values: dict[int, float], shade: str, **options) -> None:
     """Draw values by step; of many, faint, with their running mean over a fiftieth of them."""
     steps, numbers = list(values), np.array(list(values.values()))
+    note, name = "", f"{options['label']}, " if "label" in options else ""
     if len(steps) < MANY_STEPS:
         axis.plot(steps, numbers, color=shade, marker="o", markersize=3, **options)
-        return
-    axis.plot(steps, numbers, color=shade, alpha=0.25, linewidth=0.7)
-    window = len(steps) // 50
-    mean = np.convolve(numbers, np.ones(window) / window, mode="valid")
-    axis.plot(steps[window // 2 :][: len(mean)], mean, color=shade, **options)
+    else:
+        # Rasterized: as an SVG's path, thousands of steps would make the page large.
+        axis.plot(steps, numbers, color=shade, alpha=0.25, linewidth=0.7, rasterized=True)
+        window, stride = len(steps) // 50, max(1, len(steps) // SMOOTH_POINTS)
+        numbers = np.convolve(numbers, np.ones(window) / window, mode="valid")
+        steps, numbers = steps[window // 2 :][: len(numbers) : stride], numbers[::stride]
+        note = f" (mean of {window} steps)"
+        axis.plot(steps, numbers, color=shade, **options)
+    texts = [f"{name}step {step:,}: {value:.4g}{note}" for step, value in zip(steps, numbers, strict=True)]
+    show_values(axis, steps, numbers, texts, shade)
 
 
 def draw_quantity(axis, name: str, values: dict[int, float], of_paper: bool) -> None:
