@@ -15,6 +15,12 @@ def teacher_gpus(config: DictConfig) -> int:
     return distillation.nnodes * distillation.n_gpus_per_node if distillation.enabled else 0
 
 
+def models(config: DictConfig) -> list[str | None]:
+    """Return the paths of a run's models: the policy's and, with distillation, the teacher's."""
+    teacher = [config.distillation.teacher_models.teacher_model.model_path] if config.distillation.enabled else []
+    return [config.actor_rollout_ref.model.path, *teacher]
+
+
 def nodes_and_gpus(config: DictConfig) -> tuple[int, int]:
     """Return the nodes of a run and the GPUs of each, the teacher's included.
 

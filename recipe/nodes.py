@@ -31,7 +31,7 @@ from common.machine import FREE_SPACE, device
 from common.patience import Patience
 from common.processes import REPOSITORY, python_path
 from recipe.compose import compose
-from recipe.distillation import nodes_and_gpus
+from recipe.distillation import models, nodes_and_gpus
 from recipe.preflight import CPUS_PER_RANK, as_list, demand_here, ray_cpus_needed, run_folder
 
 CODE = ("run_justrl.sh", "scripts", "common", "recipe", "reward", "data_prep", "eval")
@@ -245,13 +245,7 @@ def table(reports: list[dict], config: DictConfig) -> Table:
 
 def requirements(config: DictConfig, token: Path) -> dict:
     """Collect what each node has to look at, the argument of `describe`."""
-    teacher = config.distillation.teacher_models.teacher_model.model_path if config.distillation.enabled else None
-    paths = [
-        config.actor_rollout_ref.model.path,
-        teacher,
-        *as_list(config.data.train_files),
-        *as_list(config.data.val_files),
-    ]
+    paths = [*models(config), *as_list(config.data.train_files), *as_list(config.data.val_files)]
     port = None if os.environ.get("RAY_ADDRESS") else os.environ.get("JUSTRL_RAY_PORT")
     return {
         "root": str(REPOSITORY),
