@@ -1,4 +1,4 @@
-.PHONY: setup test quick lint format lock
+.PHONY: setup test quick lint format lock verl-recipe
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
@@ -25,6 +25,10 @@ lint: setup
 format: setup
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+# Writes build/verl-recipe/justrl, this recipe as a folder of verl-recipe.
+verl-recipe: setup
+	$(PYTHON) -m recipe.verl_recipe.generate
 
 # Resolves requirements/*.in again. FIND_LINKS: where the +cpu build of torch is listed.
 LOCK := uv pip compile --quiet --no-strip-extras --annotation-style line --no-emit-find-links \

@@ -13,9 +13,9 @@ from typing import Any
 
 from common.files import write_text
 from common.json_lines import read_json
+from recipe.verl_plugins.run_file import RUN_FILE
 
 FOLDER = "heartbeat"
-RUN_FILE = "VERL_FILE_LOGGER_PATH"  # a variable of every process of a run: the path of a file in its folder
 EVERY_SECONDS = 1.0
 TRAINER, ACTOR = "trainer", "actor"  # names of the files: verl's task runner, and the first rank of the actor
 # Phases of a run that other code tells apart.

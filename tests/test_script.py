@@ -27,6 +27,7 @@ COMMANDS = [
     "recipe.export",
     "recipe.nodes",
     "recipe.train",
+    "recipe.verl_recipe.generate",
     "recipe.watch",
 ]
 

@@ -3,8 +3,8 @@
 verl packs the sequences of a micro-batch into one row (`use_remove_padding`). Without flash-attn, transformers refuses
 its flash attention, its `sdpa` builds a mask of tokens x tokens, and verl computes log-probabilities row by row.
 verl imports this module in every process (`actor_rollout_ref.model.external_lib`), which registers an attention for
-each of `recipe.attention.NAMES` and replaces verl's fallback for log-probabilities. The kernels compute the same
-function; `tests/test_attention.py` compares them with float64.
+each of `recipe.verl_plugins.kernels.NAMES` and replaces verl's fallback for log-probabilities. The kernels compute the
+same function; `tests/test_attention.py` compares them with float64.
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface
 from verl.utils import ulysses
 
-from recipe.attention import FLASH_ATTN, PACKED, REFERENCE, TORCH, choose
+from recipe.verl_plugins.kernels import FLASH_ATTN, PACKED, REFERENCE, TORCH, choose
 from recipe.verl_plugins.log_probs import entropy, log_probs
 
 # Boundaries of each pack, for as long as its tensor of positions exists: computed once for all layers.

@@ -1,7 +1,8 @@
 """The run's `actor_rollout_ref.nccl_timeout` for the process group of its training workers.
 
 verl 0.9.1 declares the key and passes no timeout (`workers/engine_workers.py`; verl 7815): PyTorch's 30 minutes hold.
-verl imports this module in every process, as `recipe.environment` sets it, before the modules that take the function.
+verl imports this module in every process, as `recipe.environment` sets it, before the modules that take the
+function.
 """
 
 import os

@@ -4,7 +4,7 @@ verl 0.9.1 hands them over through a socket in /tmp whose name has the Ray job's
 starts a Ray of its own: on one machine such runs take each other's weights, or wait forever. And a worker waits forever
 for an engine that has died or failed meanwhile. See recipe/FIDELITY.md, L8.
 
-Both sides import this module: workers by `recipe.verl_plugins.training_worker`, engines for
+Both sides import this module: workers for `rollout.checkpoint_engine.custom_backend_module`, engines for
 `rollout.engine_kwargs.vllm.worker_extension_cls`.
 """
 
@@ -17,7 +17,7 @@ import ray
 from verl.workers.rollout.vllm_rollout import vllm_rollout
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-from recipe.heartbeat import RUN_FILE
+from recipe.verl_plugins.run_file import RUN_FILE
 
 EXECUTE = vllm_rollout.ServerAdapter._execute_method
 POLL_SECONDS = 5.0  # a transfer takes seconds at most

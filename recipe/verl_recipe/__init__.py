@@ -1,0 +1,1 @@
+"""This recipe as a folder of github.com/verl-project/verl-recipe."""
