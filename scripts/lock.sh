@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves requirements/*.in with uv: `make lock` writes requirements-cpu.txt and requirements.txt, `make lock-next` writes
+# Resolves requirements/*.in with uv: `make lock` writes requirements-cpu.txt and requirements.txt, `make lock-next`
 # build/next.txt, the CPU packages with the newest verl and vLLM, and prints what differs. VERL is another verl, such as
 # VERL='verl @ git+https://github.com/verl-project/verl'; FIND_LINKS is where the +cpu build of torch is listed.
 set -euo pipefail

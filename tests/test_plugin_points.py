@@ -145,18 +145,13 @@ def used_names(path: Path) -> Iterator[tuple[str, str]]:
     """Yield module and name of what a file imports from PACKAGES, and of what it takes from their modules."""
     modules = {}  # as the file has them
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            names = [(alias.name, alias) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [(f"{node.module}.{alias.name}", alias) for alias in node.names]
-        else:
-            continue
-        for name, alias in names:
-            if name.split(".")[0] in PACKAGES:
-                if source_of(name):
-                    modules[alias.asname or alias.name] = name
-                else:
-                    yield node.module, alias.name
+        package = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            name = package + alias.name
+            if name.split(".")[0] in PACKAGES and source_of(name):
+                modules[alias.asname or alias.name] = name
+            elif name.split(".")[0] in PACKAGES:
+                yield node.module, alias.name
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Attribute) and (module := modules.get(ast.unparse(node.value))):
             yield module, node.attr

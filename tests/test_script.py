@@ -41,7 +41,7 @@ def test_another_system_is_told_of_the_container(tmp_path):
     (tmp_path / "uname").chmod(0o755)
     done = run("env", f"PATH={tmp_path}:{os.environ['PATH']}", SCRIPT)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "run_justrl.sh: runs on Linux; elsewhere see docs/install.md, Containers\n"
+    assert done.stderr == "run_justrl.sh: needs Linux, or Docker: see docs/install.md\n"
 
 
 @pytest.mark.parametrize(
