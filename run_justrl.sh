@@ -6,6 +6,7 @@
 #SBATCH --signal=B:USR1@600
 # The whole recipe, from an empty machine to a report; also the batch script of a Slurm job. see --help.
 set -euo pipefail
+[ "$(uname -s)" = Linux ] || { echo "run_justrl.sh: needs Linux, or Docker: see docs/install.md" >&2 && exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")"
 [ -d recipe ] || cd "$SLURM_SUBMIT_DIR" # sbatch runs a copy of this file, from a folder of its own
 

@@ -88,6 +88,8 @@ install_packages() {
   reason=$("$uv" venv --quiet --clear --python "$python" .venv 2>&1) ||
     die "needs Python ${supported// / or } ($JUSTRL_DEVICE); found none, and uv could not download one ($(cause "$reason")); install one, or set JUSTRL_PYTHON_BIN"
   if [ "$JUSTRL_DEVICE" = cpu ]; then
+    .venv/bin/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+      die "vLLM on a CPU needs libnuma.so.1; install it (apt-get install libnuma1, or dnf install numactl-libs)"
     torch=$(grep -o '^torch==[^ ]*' "$requirements")
     # The +cpu build is not on PyPI: first the configured places, then PyTorch's own index.
     "${install[@]}" --no-index "$torch" 2>/dev/null ||

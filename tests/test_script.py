@@ -37,6 +37,14 @@ def run(*arguments):
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=HANGING_SECONDS)
 
 
+def test_another_system_is_told_of_the_container(tmp_path):
+    (tmp_path / "uname").write_text("#!/bin/sh\necho Darwin\n")
+    (tmp_path / "uname").chmod(0o755)
+    done = run("env", f"PATH={tmp_path}:{os.environ['PATH']}", SCRIPT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "run_justrl.sh: needs Linux, or Docker: see docs/install.md\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

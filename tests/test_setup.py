@@ -37,6 +37,7 @@ PYTHON = """#!/usr/bin/env bash
 case "$*" in
   *version_info*) echo "$VERSION" ;;
   *Python.h*) [ -z "$NO_HEADERS" ] ;;
+  *libnuma*) [ -z "$NO_NUMA" ] ;;
   "-m pip config list") printf '%s\n' ":env:.index-url='https://lab/simple'" "global.index-url='https://lab/old'" \
     "global.find-links='/wheels /more'" "global.extra-index-url='https://lab/extra'" "global.cert='/certificates'" ;;
   *) exit 1 ;;
@@ -134,6 +135,7 @@ def test_a_machine_without_gpus_headers_gets_a_python_that_has_them(set_up):
         ),
         ({"fails": "links index"}, "for this Python is not in the configured indexes of pip, and https://down"),
         ({"JUSTRL_PYTHON_BIN": "python2"}, "JUSTRL_PYTHON_BIN=python2: is no Python 3.11 or 3.12"),
+        ({"NO_NUMA": "1"}, "vLLM on a CPU needs libnuma.so.1; install it (apt-get install libnuma1"),
         ({"device": "tpu"}, "JUSTRL_DEVICE=tpu: use cpu or cuda"),
     ],
 )
@@ -222,3 +224,24 @@ def test_a_damaged_or_missing_uv_is_one_line(tmp_path, pypi):
     assert f"uv 1 has no build for Linux on {platform.machine()}" in get_uv(tmp_path, pypi[0]).stderr
     assert "get_uv: " in get_uv(tmp_path, "http://127.0.0.1:1").stderr
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- the container
+
+
+def test_the_layer_of_packages_has_the_files_that_it_needs(set_up, tmp_path):
+    """Dockerfile.cpu's COPY lines before its setup, and then that RUN line, with the stub in uv's place."""
+    lines = (ROOT / "Dockerfile.cpu").read_text().splitlines()
+    (command,) = [line.removeprefix("RUN ") for line in lines if line.startswith("RUN ") and "setup_env.sh" in line]
+    image = tmp_path / "image"
+    for line in lines[: lines.index(f"RUN {command}")]:
+        *names, target = line.split()[2:] if line.startswith("COPY ") else [""]
+        for name in names:
+            (image / target).mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, image / target)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls"), "FAILS": "", "JUSTRL_DEVICE": "cpu"}
+    env |= {"PYTHON": str(tmp_path / "python3"), "VERSION": "3.11", "HOME": str(tmp_path)}
+    options = {"cwd": image, "env": env, "capture_output": True, "text": True, "timeout": HANGING_SECONDS}
+    done = subprocess.run(["bash", "-c", command], **options)
+    assert done.returncode == 0, done.stderr
+    assert (image / ".venv" / ".justrl-cpu").read_text() == (ROOT / "requirements-cpu.txt").read_text()
