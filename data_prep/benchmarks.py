@@ -176,7 +176,7 @@ def prepare(source: str, output: Path, tasks: list[str]) -> None:
 
 
 def write_task(source: Source, path: Path, task: str, pairs: list[tuple[str, str]], found: dict) -> None:
-    """Write a benchmark and its manifest; `found` is what the manifest has beside what every benchmark's has."""
+    """Write a benchmark and its manifest; `found` adds to what the manifest of every benchmark has."""
     overlay, problems = corrections(), digest([problem for problem, _ in pairs])
     released = BENCHMARKS[task].digest if task in BENCHMARKS else ""
     rows = [benchmark_row(task, i, *pair, overlay.get(f"{task}-{i}")) for i, pair in enumerate(pairs)]

@@ -9,6 +9,7 @@ from data_prep.benchmarks import PAPER_BENCHMARKS
 from eval import report
 from eval.grade import grade_folder
 from eval.published import PUBLISHED, published_row
+from eval.runs.read import compare
 from tests.test_eval import write_samples
 from tests.test_report import evaluation, table
 
@@ -161,6 +162,12 @@ def test_grades_and_report_have_the_same_main_score(tmp_path, tasks, main, row):
     verdict = json.loads((tmp_path / "report.json").read_text())["verdict"]
     low, high = (100 * end for end in scores["ci95"])
     assert verdict == f"m answers {100 * main:.1f} [{low:.1f}, {high:.1f}] percent correctly on {row}."
+
+
+def test_training_runs_of_one_folder_name_are_told_apart(tmp_path):
+    first, other = (tmp_path / parent / "run" for parent in "ab")
+    with pytest.raises(ValueError, match=f"; {first}: has no config.*; {other}: has no config"):
+        compare([first, other])
 
 
 def test_a_suite_has_its_own_mean_in_report_json_and_is_not_beside_the_paper(tmp_path, no_pictures):
