@@ -9,7 +9,7 @@ from eval.statistics import mean_interval
 
 
 def by_suite(tasks: Iterable[str]) -> dict[str, list[str]]:
-    """Map suites to their benchmarks, in the order of the table: the paper's, 2026's, your own."""
+    """Map suites to their benchmarks, in the order of the table: of the paper, of 2026, your own."""
     suites: dict[str, list[str]] = {}
     for task in in_order(tasks):
         suites.setdefault(suite_of(task), []).append(task)
