@@ -1,9 +1,10 @@
 """Figures of panels, two in a row, as wide as a page's text, so that they can be read on a phone."""
 
 import io
+import re
 from pathlib import Path
 
-from common.files import atomic, write_text
+from common.files import atomic, digest, write_text
 from common.svg import fit_for_pages
 
 WIDTH, PANEL = 6.4, 2.0  # inches: of a figure, and a panel's height
@@ -13,6 +14,17 @@ LOOK = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "a
 
 def colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
+
+
+def label(name: str) -> str:
+    """Return a name as matplotlib shows it in a legend: as text, and also where it begins with "_"."""
+    return (" " * name.startswith("_") + name).replace("$", r"\$")
+
+
+def file_name(name: str) -> str:
+    """Return a name, at most 100 characters of it, for figures' files that links can hold; different of each name."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[-100:]
+    return safe if safe == name else f"{safe}-{digest([name])}"
 
 
 def panels(count: int, height: float = PANEL, columns: int = 2, width: float = WIDTH, **options):

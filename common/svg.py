@@ -46,6 +46,7 @@ def fit_for_pages(svg: str, colours: Iterable[str]) -> str:
         if "style" in element.attrib:
             style = re.sub(r"font-family: [^;]*(; )?", "", element.attrib["style"])
             element.set("style", re.sub("#[0-9a-f]{6}", lambda shade: variables.get(shade[0], shade[0]), style))
+    for element in [*root.iter()]:
         if element.get("id") not in referenced:
             add_values(element, element.attrib.pop("id", ""))
     root.attrib |= {**ROOT, "style": f"--width: {root.get('width', '').removesuffix('pt')}px"}

@@ -51,8 +51,8 @@ class Benchmark(NamedTuple):
     answer: str  # column
     problems: int
     samples: int
+    suite: str
     digest: str = ""
-    suite: str = PAPER
 
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -176,7 +176,7 @@ def prepare(source: str, output: Path, tasks: list[str]) -> None:
 
 
 def write_task(source: Source, path: Path, task: str, pairs: list[tuple[str, str]], found: dict) -> None:
-    """Write a benchmark and its manifest; `found` is what the manifest says beside what every benchmark's does."""
+    """Write a benchmark and its manifest; `found` adds to what the manifest of every benchmark has."""
     overlay, problems = corrections(), digest([problem for problem, _ in pairs])
     released = BENCHMARKS[task].digest if task in BENCHMARKS else ""
     rows = [benchmark_row(task, i, *pair, overlay.get(f"{task}-{i}")) for i, pair in enumerate(pairs)]
@@ -205,8 +205,11 @@ def check_name(name: str, path: Path) -> None:
         raise ValueError(f"--add {name}: not a plain name; use letters, digits, '-', '_' and '.'")
     if name.lower() in map(str.lower, BENCHMARKS):
         raise ValueError(f"--add {name}: benchmarks.json has it; prepare it with --tasks, or choose another name")
+    if name.lower() == "mean":
+        raise ValueError(f"--add {name}: reports have a mean of benchmarks; choose another name")
     if path.exists() and (read_manifest(path) or {}).get("suite") != OWN:
-        raise ValueError(f"{path}: is there, and --add did not make it; choose another name, or remove the file")
+        left = "--add did not make it, or was interrupted"
+        raise ValueError(f"{path}: is there, and {left}; remove the file, or choose another name")
 
 
 def chosen(path: Path, listed: list[dict], where: str | None) -> list[dict]:
@@ -228,10 +231,7 @@ def add(args: argparse.Namespace) -> None:
     """Prepare a benchmark of your own, by the command's arguments."""
     path = args.output / f"{args.add}.parquet"
     check_name(args.add, path)
-    source = locate(args.source, args.revision, args.files or "*")
-    if len(source.paths) != 1:
-        listed = ", ".join(path.name for path in source.paths[:5])
-        raise ValueError(f"{args.source}: has {len(source.paths)} files: {listed}; name one by --files")
+    source = locate(args.source, args.revision, args.files or "*", single=True)
     raw, columns = source.paths[0], (args.problem or "problem", args.answer or "answer")
     rows = records(raw)
     pairs = as_pairs(raw, chosen(raw, rows, args.where), columns, "--problem and --answer name the columns")
@@ -243,7 +243,7 @@ def add(args: argparse.Namespace) -> None:
 def read_problems(folder: Path) -> dict[str, dict[str, str]]:
     """Return the bare problems of every prepared benchmark of a folder, by task and problem id.
 
-    That is every parquet file but training sets: benchmarks of your own are looked for as the paper's are.
+    That is every parquet file but training sets: benchmarks of your own are looked for like those of the paper.
     """
     problems = {}
     for task in in_order(sorted(path.stem for path in folder.glob("*.parquet"))):
@@ -260,7 +260,7 @@ def main() -> None:
     source = "'hub' or a folder with <TASK>/test.parquet (%(default)s); of --add a file, folder or hub data set"
     parser.add_argument("--source", default=HUB, help=source)
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--suite", choices=SUITES, default=PAPER, help="default %(default)s: the nine")
+    parser.add_argument("--suite", choices=SUITES, help=f"default {PAPER}: the nine")
     parser.add_argument("--tasks", help="comma-separated (default: all of --suite)")
     parser.add_argument("--add", metavar="NAME", help="make a benchmark of your own from --source")
     parser.add_argument("--problem", metavar="COLUMN", help="of --add: the column of problems (problem)")
@@ -269,10 +269,12 @@ def main() -> None:
     parser.add_argument("--files", metavar="PATTERN", help="of --add: the file of a folder or a hub data set")
     parser.add_argument("--revision", help="of --add: commit of a hub data set (default: the newest, in the manifest)")
     args = parser.parse_args()
+    if args.suite and (args.tasks or args.add is not None):
+        parser.error("--suite: not together with --tasks or --add, which choose benchmarks themselves")
     if args.add is None:
         if given := [f"--{name}" for name in FOR_ADD if getattr(args, name)]:
             parser.error(f"{', '.join(given)}: only together with --add NAME")
-        every = [task for task in BENCHMARKS if args.suite in (ALL, suite_of(task))]
+        every = [task for task in BENCHMARKS if (args.suite or PAPER) in (ALL, suite_of(task))]
         prepare(args.source, args.output, args.tasks.split(",") if args.tasks else every)
     elif args.source == HUB or args.tasks:
         parser.error("--add needs --source, a file, a folder or a hub data set, and takes no --tasks")

@@ -32,6 +32,23 @@ class Source(NamedTuple):
         return {path.relative_to(folder).as_posix(): sha256(path) for path in self.paths}
 
 
+def hub_files(repo: str, revision: str | None, pattern: str) -> list[str]:
+    """List the files of a hub data set that match `pattern`; none where the hub cannot be reached."""
+    import httpx
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+    except (OSError, ValueError, httpx.HTTPError):
+        return []
+    return [name for name in names if Path(name).suffix in SUFFIXES and fnmatch(name, pattern)]
+
+
+def check_single(source: str, names: list[str]) -> None:
+    if len(names) > 1:
+        raise ValueError(f"{source}: has {len(names)} files: {', '.join(names[:5])}; name one by --files")
+
+
 def from_hub(repo: str, revision: str | None, pattern: str) -> Source:
     """Download the files of a hub data set that match `pattern`, or find them in the hub's local cache."""
     import httpx
@@ -69,18 +86,26 @@ def from_folder(folder: Path, pattern: str) -> Source:
     return Source(folder.name, None, matching)
 
 
-def locate(source: str, revision: str | None = None, pattern: str = "*.parquet") -> Source:
-    """Find a local file, a local folder, or a hub data set's owner/name; ValueError if there is none."""
+def locate(source: str, revision: str | None = None, pattern: str = "*.parquet", single: bool = False) -> Source:
+    """Find a local file, a local folder, or a hub data set's owner/name.
+
+    Raises:
+        ValueError: there is none, or it has several files and `single` is set; those of the hub are not downloaded.
+    """
     path = Path(source)
     if source and path.is_dir():
-        return from_folder(path, pattern)
-    if path.suffix in SUFFIXES:
+        found = from_folder(path, pattern)
+    elif path.suffix in SUFFIXES:
         if not path.is_file():
             raise ValueError(f"{source}: no such file")
-        return Source(path.name, None, [path])
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "~", "/")):
+        found = Source(path.name, None, [path])
+    elif path.exists() or source.count("/") != 1 or source.startswith((".", "~", "/")):
         raise ValueError(f"{source}: neither a .parquet or .jsonl file, nor a folder, nor a hub data set's owner/name")
-    return from_hub(source, revision, pattern)
+    else:
+        check_single(source, hub_files(source, revision, pattern) if single else [])
+        found = from_hub(source, revision, pattern)
+    check_single(source, [file.name for file in found.paths] if single else [])
+    return found
 
 
 def row_count(path: Path) -> int | None:

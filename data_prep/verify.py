@@ -77,13 +77,11 @@ def benchmark_faults(rows: list[dict], task: str) -> Iterator[tuple[str, str]]:
 def verify(path: Path) -> list[str]:
     """Return the faults of a prepared file, a line each; ValueError if it or its manifest cannot be read."""
     file, faults = open_rows(path), []
-    manifest = read_json(
-        manifest_path(path), shape=SHAPES["manifest"], fix=f"there is no manifest of {path.name} then: prepare it again"
-    )
+    manifest = read_json(manifest_path(path), shape=SHAPES["manifest"], fix=f"prepare {path.name} again")
     if sha256(path) != manifest.get("sha256_out"):
         faults.append("content is not what the manifest was written for (sha256)")
     if file.metadata.num_rows != manifest.get("rows_out"):
-        faults.append(f"{file.metadata.num_rows} rows, and the manifest says {manifest.get('rows_out')}")
+        faults.append(f"{file.metadata.num_rows} rows, and the manifest states {manifest.get('rows_out')}")
     groups = tqdm(range(1, file.num_row_groups), unit=" blocks", delay=2, leave=False, disable=None)
     with readable(path):
         block = file.read_row_group(0)

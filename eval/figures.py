@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.figures import colour, panels, save
+from common.figures import colour, label, panels, save
 from common.svg import show_values
 from eval.results import Results
 from eval.tables import percent
@@ -19,7 +19,7 @@ def draw_scores(scores: dict[str, dict[str, dict]], path: Path) -> None:
         value, low, high = 100 * np.array(ends)
         rows = np.arange(len(scores)) + (i - (len(models) - 1) / 2) * 0.7 / len(models)
         bars = np.clip([value - low, high - value], 0, None)
-        axis.errorbar(value, rows, xerr=bars, fmt="o", color=colour(i), label=name, markersize=4)
+        axis.errorbar(value, rows, xerr=bars, fmt="o", color=colour(i), label=label(name), markersize=4)
         texts = [f"{name}, {row}: {percent(by_model[name])} percent" for row, by_model in scores.items()]
         show_values(axis, value, rows, texts, colour(i))
     axis.set_yticks(range(len(scores)), list(scores))
@@ -34,7 +34,7 @@ def draw_pass_at_k(results: Results, path: Path) -> None:
         for i, (name, part) in enumerate(models.items()):
             by_k = {int(k): 100 * value for k, value in part["tracks"][results.track]["pass"].items()}
             ks = sorted(by_k)
-            axis.plot(ks, [by_k[k] for k in ks], "o-", color=colour(i), label=name, markersize=3)
+            axis.plot(ks, [by_k[k] for k in ks], "o-", color=colour(i), label=label(name), markersize=3)
             texts = [f"{name}: pass@{k} {by_k[k]:.1f} percent" for k in ks]
             show_values(axis, ks, [by_k[k] for k in ks], texts, colour(i))
         axis.set_xscale("log", base=2)
@@ -65,13 +65,13 @@ def draw_lengths(results: Results, path: Path) -> None:
     save(figure, path, legend=axes[0])
 
 
-def draw_histogram(axis, lengths: dict, shade: str, label: str) -> None:
+def draw_histogram(axis, lengths: dict, shade: str, name: str) -> None:
     every = (sum(lengths["right"]) + sum(lengths["wrong"])) * np.diff(lengths["edges"])
     edges = np.array(lengths["edges"])
     for outcome, style, word in (("right", "-", "correct"), ("wrong", ":", "incorrect")):
-        named = label if outcome == "right" else None
+        named = label(name) if outcome == "right" else None
         heights = np.array(lengths[outcome]) / every
         axis.stairs(heights, edges, color=shade, linestyle=style, label=named)
         bins = zip(edges, edges[1:], lengths[outcome], strict=False)
-        texts = [f"{label}, {low:,.0f} to {high:,.0f} tokens: {count:,} {word}" for low, high, count in bins]
+        texts = [f"{name}, {low:,.0f} to {high:,.0f} tokens: {count:,} {word}" for low, high, count in bins]
         show_values(axis, (edges[1:] + edges[:-1]) / 2, heights, texts, shade)

@@ -14,6 +14,7 @@ example: python -m eval.grade outputs/demo/eval/base
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from common.processes import held_folder
 from eval import judge
 from eval.engines import ModelSettings, add_engine_arguments
 from eval.grading import JUDGED, OFFICIAL, TYPED, Cache, Grade, grade_samples
-from eval.samples import PROTOCOL, check_alike, read_samples, sample_files, settings_of
-from eval.scores import DISTINCT_VERSION, by_problem, grade_lines, mean_distinct_4, mean_scores, score_task
+from eval.samples import PROTOCOL, check_alike, check_complete, read_samples, sample_files, settings_of
+from eval.scores import DISTINCT_VERSION, by_problem, grade_lines, mean_distinct_4, score_task
+from eval.suites import main_score
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,12 @@ def grade_task(path: Path, task: str, made_by: dict, cache: Cache) -> tuple[list
     records = read_samples(path, task)
     if not records:
         raise ValueError(f"{path}: holds no samples; run eval.generate again")
-    there = len({record["problem_id"] for record in records})
-    if made_by.get("problem_count") not in (None, there):
-        raise ValueError(
-            f"{path}: has samples of {there} problems of {made_by['problem_count']}; run eval.generate again"
-        )
+    check_complete(path, made_by, Counter(record["problem_id"] for record in records))
     try:
         grades = grade_samples(records, task, cache)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    samples = len(next(iter(by_problem(grades, path).values())))
-    if made_by.get("samples", samples) > samples:
-        raise ValueError(f"{path}: has {samples} samples per problem of {made_by['samples']}; run eval.generate again")
+    by_problem(grades, path)  # refuses unequal numbers of samples, before a judge is asked
     key = cache.key("distinct_4", DISTINCT_VERSION, sha256(path))
     cache.fill({key: (records,)}, mean_distinct_4, f"{task}, distinct-4")
     return grades, cache.known[key]
@@ -91,14 +87,11 @@ def grade_folder(folder: Path, judge_settings: JudgeSettings | None = None) -> d
     for task, path in files.items():
         write_text(folder / f"{task}.grades.jsonl", grade_lines(grades[task]))
         tasks[task] = score_task(grades[task], path, tracks, distinct[task])
-    means = mean_scores(tasks)
     scores = {
         "model": next(iter(made_by.values()))["model"],
         "protocol": {task: {name: values.get(name) for name in PROTOCOL} for task, values in made_by.items()},
         "track": OFFICIAL,  # whose average is a model's score
-        "mean": means[OFFICIAL]["avg"],
-        "ci95": means[OFFICIAL]["ci95"],
-        "means": means,
+        **main_score(tasks, OFFICIAL),
         "judge": {"model": judge_settings.model, "audit": judge_settings.audit} if judge_settings else None,
         "tasks": tasks,
     }

@@ -33,7 +33,7 @@ def beside_published(tasks: dict[str, dict], paper: dict[str, float]) -> Table:
     sampling error, which it does not give, is taken to be ours.
     """
     sizes = {task: (benchmark.problems, benchmark.samples) for task, benchmark in PAPER_BENCHMARKS.items()}
-    there = [t for t in paper if t in tasks and (tasks[t]["problems"], tasks[t]["samples"]) == sizes[t]]
+    there = [t for t in sizes if t in paper and t in tasks and (tasks[t]["problems"], tasks[t]["samples"]) == sizes[t]]
     groups = {task: [task] for task in there} | ({"mean": there} if len(there) == len(PAPER_BENCHMARKS) else {})
     rows = []
     for name, group in groups.items():

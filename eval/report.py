@@ -23,10 +23,11 @@ from data_prep.benchmarks import ALL, SUITES
 from eval import sections
 from eval.figures import draw_lengths, draw_pass_at_k, draw_scores
 from eval.published import PUBLISHED
-from eval.results import Results, find, graded_checkpoints, load, of_suite
+from eval.results import Results, by_name, find, graded_checkpoints, load
 from eval.runs import report as runs_report
 from eval.samples import find_samples
 from eval.side_by_side import first_samples, write_pairs
+from eval.suites import of_suite
 from eval.tables import Table, listed, render_markdown, render_page
 from recipe.monitor.report import training_section
 
@@ -118,14 +119,15 @@ def write(
     values = {name: table.rows for name, table in tables.items()}
     numbers = {"title": title, "units": UNITS, "tables": values} | ({"evaluations": scores} if scores else {})
     is_run = bool(alone and graded_checkpoints(alone))
-    trainings = [(run.name, section) for run in folders if (section := training_section(run, folder))]
+    runs = by_name({run: run.name for run in folders})
+    trainings = [(name, section) for name, run in runs.items() if (section := training_section(run, folder, name))]
     for name, section in trainings:
         values[f"compute of {name}"] = section.compute_table
         numbers[f"training of {name}"] = section.numbers
     context |= {
         **{"tables": tables, "is_run": is_run, "trainings": [section for _, section in trainings]},
         "examples": examples(list(found.values())[-1]) if found else [],
-        "samples": bool(scores) and write_pairs(context["results"], found, folder / "samples.html"),
+        "samples": write_pairs(context.get("results"), found, folder / "samples.html"),
     }
     if scores:  # of a run its last evaluation counts
         compared = context["differences"][-1:] if is_run else context["differences"]

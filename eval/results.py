@@ -1,15 +1,16 @@
 """Graded evaluations, found in folders and set side by side on the benchmarks that all of them have."""
 
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 
 from common.json_lines import read_json
-from data_prep.benchmarks import ALL, PAPER, in_order, suite_of
 from eval.samples import RELEASED, SHAPES, check_alike, find_samples, settings_of
 from eval.statistics import mean_interval
+from eval.suites import grouped, main_benchmarks
 from eval.tables import interval_cell, listed
 
 
@@ -44,51 +45,26 @@ def graded_checkpoints(run: Path) -> list[Path]:
     return [base] * (base / "scores.json").exists() + [path for _, path in steps]
 
 
+def by_name(names: dict[Path, str]) -> dict[str, Path]:
+    """Map names to their folders; a name that repeats, or that is another's path, gives way to the folder's path."""
+    counts = Counter([*names.values(), *map(str, names)])
+    return {str(folder) if counts[name] > 1 else name: folder for folder, name in names.items()}
+
+
 def find(folders: list[Path]) -> dict[str, Path]:
     """Map models to evaluation folders; of a run all of them, or the last where there are other folders."""
-    named: dict[str, Path] = {}
+    names: dict[Path, str] = {}
     for folder in folders:
         inside = graded_checkpoints(folder)
         if (folder / "scores.json").exists():
-            name = Path(load(folder)["model"] or folder.name).name
-            named[str(folder) if name in named else name] = folder
+            names[folder] = Path(load(folder)["model"] or folder.name).name
         elif len(folders) == 1 and (inside or (folder / "metrics.jsonl").exists()):
-            named = {path.name: path for path in inside}
+            names = {path: path.name for path in inside}
         elif inside:
-            named[f"{folder.name} {inside[-1].name}"] = inside[-1]
+            names[inside[-1]] = f"{folder.name} {inside[-1].name}"
         else:
             raise ValueError(f"{folder}: holds no evaluation, and no metrics to report alone; is it a run's folder?")
-    return named
-
-
-def of_suite(scores: dict[str, dict], suite: str) -> dict[str, dict]:
-    """Leave of each model's scores the benchmarks of a suite; ValueError if a model has none."""
-    if suite == ALL:
-        return scores
-    kept = {}
-    for model, given in scores.items():
-        tasks = {task: part for task, part in given["tasks"].items() if suite_of(task) == suite}
-        if not tasks:
-            raise ValueError(f"--suite {suite}: {model} has none of its benchmarks, but {listed(given['tasks'])}")
-        kept[model] = given | {"tasks": tasks}
-    return kept
-
-
-def grouped(tasks: list[str]) -> dict[str, list[str]]:
-    """Map a table's rows to their benchmarks: those of a suite, each by itself, and their mean if there are several.
-
-    The paper's come first, and their mean is "mean of 9" whatever else there is.
-    """
-    rows: dict[str, list[str]] = {}
-    suites: dict[str, list[str]] = {}
-    for task in in_order(tasks):
-        suites.setdefault(suite_of(task), []).append(task)
-    for suite, members in suites.items():
-        rows |= {task: [task] for task in members}
-        if members[1:]:
-            is_main = suite == PAPER or len(suites) == 1
-            rows[f"mean of {len(members)}" + ("" if is_main else f" of {suite}")] = members
-    return rows
+    return by_name(names)
 
 
 class Results:
@@ -98,7 +74,7 @@ class Results:
         track: the first model's main one; the others have it too.
         tasks: benchmark to model to its part of scores.json.
         rows: a table's row to its benchmarks, as `grouped`.
-        headline: the row of the main score: the first mean, or the first benchmark.
+        headline: the row of the main score, that of `main_benchmarks`.
     """
 
     def __init__(self, scores: dict[str, dict], among: Collection[str] | None = None):
@@ -112,7 +88,7 @@ class Results:
         common = [task for task in common if among is None or task in among]
         self.tasks = {task: {name: given["tasks"][task] for name, given in scores.items()} for task in common}
         self.rows = grouped(common)
-        self.headline = next((row for row in self.rows if row not in self.tasks), next(iter(self.rows), ""))
+        self.headline = next((row for row, tasks in self.rows.items() if tasks == main_benchmarks(common)), "")
         self.tracks = list(dict.fromkeys(track for _, part in self.parts() for track in part["tracks"]))
         for cells, part in self.parts():
             self._check(cells["benchmark"], cells["model"], part["tracks"])

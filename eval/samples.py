@@ -8,6 +8,7 @@ and the like, have `example_id`, `prompt`, `answer`, `seed` and `response`.
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.json_lines import name_lines, read_json, read_lines, read_shapes
@@ -65,6 +66,19 @@ def check_alike(folder: Path, settings: dict[str, dict]) -> None:
                 both = f"{first} has {name}={there[first]!r:.99} and {task} {name}={value!r:.99}"
                 fix = "choose another --output for one of them, or move its files"
                 raise ValueError(f"{folder}: {both}; the tasks of a folder have one model and one sampling: {fix}")
+
+
+def check_complete(path: Path, made_by: dict, counts: Mapping[str, int]) -> None:
+    """Raise a ValueError if fewer problems have samples, or fewer samples each, than the settings that made them state.
+
+    Args:
+        counts: problem id to number of samples.
+    """
+    if made_by.get("problem_count") not in (None, len(counts)):
+        total = made_by["problem_count"]
+        raise ValueError(f"{path}: has samples of {len(counts)} problems of {total}; run eval.generate again")
+    if made_by.get("samples", 0) > (samples := max(counts.values())):
+        raise ValueError(f"{path}: has {samples} samples per problem of {made_by['samples']}; run eval.generate again")
 
 
 def read_samples(path: Path, task: str | None = None) -> list[dict]:

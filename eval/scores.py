@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from common.json_lines import format_line
-from data_prep.benchmarks import PAPER, suite_of
 from eval import judge
 from eval.grading import OFFICIAL, TYPED, Grade
-from eval.statistics import distinct_n, interval, majority, mean_interval, pass_at_k, powers_of_two
+from eval.statistics import distinct_n, interval, majority, pass_at_k, powers_of_two
 
 FAILURES = ("error", "timed_out", "crashed", "refused", "unusable_truth", "unparsable")  # apart from incorrect ones
 PERCENTILES = (10, 50, 90, 99)
@@ -99,17 +98,6 @@ def score_task(grades: list[Grade], path: Path, tracks: Iterable[str], distinct_
         "reasons": {track: dict(counted.most_common()) for track, counted in reasons.items()},
         "judged": count_verdicts(grades),
     }
-
-
-def mean_scores(tasks: dict[str, dict]) -> dict[str, dict]:
-    """Return the mean of each track over the paper's benchmarks; over all where there is none of the paper's."""
-    tasks = {task: part for task, part in tasks.items() if suite_of(task) == PAPER} or tasks
-    means = {}
-    for track in next(iter(tasks.values()))["tracks"]:
-        tables = [np.array(list(task["tracks"][track]["per_problem"].values())) for task in tasks.values()]
-        mean, bounds = mean_interval(tables)
-        means[track] = {"avg": mean, "ci95": bounds}
-    return means
 
 
 def mean_distinct_4(records: list[dict]) -> float | None:

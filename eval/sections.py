@@ -1,9 +1,10 @@
-"""The tables of a report on evaluations, and what its text says beside them."""
+"""The tables of a report on evaluations, and what its text states beside them."""
 
 import os
 from pathlib import Path
 
 from common.json_lines import read_json
+from data_prep.benchmarks import PAPER_BENCHMARKS, in_order
 from data_prep.rows import SHAPES
 from eval.published import PUBLISHED, beside_published, published_row
 from eval.results import Results
@@ -34,23 +35,26 @@ def difference(results: Results, model: str) -> dict:
     both = [results.first, model]
     pairs = {task: results.fractions(task, results.track)[both].to_numpy().T for task in results.tasks}
     found = {row: paired_mean_difference([pairs[task] for task in tasks]) for row, tasks in results.rows.items()}
-    corrected = holm({task: found[task][2] for task in results.tasks})
+    means = results.rows.keys() - results.tasks.keys()
+    corrected = holm({task: found[task][2] for task in results.tasks}) | holm({row: found[row][2] for row in means})
     rows, detectable = [], {}
     for row, (value, bounds, p) in found.items():
-        # A suite's mean is one test, with nothing to correct.
-        detectable[row] = 100 * detectable_difference(bounds, len(corrected) if row in corrected else 1)
+        detectable[row] = 100 * detectable_difference(bounds, len(results.tasks if row in results.tasks else means))
         cells = {"benchmark": results.label(row), name: interval_cell(value, bounds), "p": p}
-        rows.append(cells | {"p, Holm": corrected.get(row), "would show": detectable[row]})
-        is_sure = corrected.get(row, p) < SIGNIFICANT
+        rows.append(cells | {"p, Holm": corrected[row], "would show": detectable[row]})
+        is_sure = corrected[row] < SIGNIFICANT
         verdicts["unclear" if not is_sure else "better" if value > 0 else "worse"].append(row)
     ordered = sorted(detectable, key=lambda row: detectable[row])
     ends = [f"{detectable[row]:.1f} points ({row})" for row in dict.fromkeys((ordered[0], ordered[-1]))]
     formats: dict[str, Format] = {name: signed_percent, "p": ".2g", "p, Holm": ".2g", "would show": ".1f"}
-    return {"model": model, "detectable": ends, "name": name, "table": Table(rows, formats)} | verdicts
+    shown = {"model": model, "detectable": ends, "name": name, "table": Table(rows, formats), "p": corrected}
+    return shown | verdicts
 
 
 def verdict(results: Results, found: list[dict]) -> str:
-    """Say in one sentence, of the main score, how another model compares with the first, or how many of several do.
+    """Return a sentence on the main score: how another model compares with the first, or how many of several do.
+
+    The p-values of several models are corrected for their number.
 
     Args:
         found: what `difference` returned of these models; without any, the sentence has the last model's score.
@@ -59,7 +63,9 @@ def verdict(results: Results, found: list[dict]) -> str:
     on = f"on {'' if row in results.tasks else 'the '}{row}"
     word = {part["model"]: next(word for word in PHRASES if row in part[word]) for part in found}
     if len(found) > 1:
-        return f"Of {len(found)} models compared with {results.first} {on}: {counted(word.values())}."
+        corrected = holm({part["model"]: part["p"][row] for part in found})
+        words = [word[model] if corrected[model] < SIGNIFICANT else "unclear" for model in word]
+        return f"Of {len(found)} models compared with {results.first} {on}: {counted(words)}."
     scores = results.scores(row, results.track)
     if not found:
         return f"{last} answers {percent(scores[last] or 0.0)} percent correctly {on}."
@@ -72,20 +78,29 @@ def verdict(results: Results, found: list[dict]) -> str:
 
 
 def published(scores: dict[str, dict], named: str | None) -> list[dict]:
-    """Set the models that the paper has beside its figures; `named` is the row for the last model."""
+    """Set the models that the paper has beside its figures; `named` is the row for the last model.
+
+    A model without any of the paper's benchmarks, as with another --suite, has no such section.
+    """
     rows = {name: given["model"] or "" for name, given in scores.items()}
     rows |= {list(rows)[-1]: named} if named else {}
     if named and not published_row(named):
         raise ValueError(f"--published {named}: not in the paper's table, which has {', '.join(PUBLISHED['models'])}")
+    known = [name for name in rows if PAPER_BENCHMARKS.keys() & scores[name]["tasks"].keys()]
+    if named and (last := list(rows)[-1]) not in known:
+        raise ValueError(f"--published {named}: {last} has none of the paper's benchmarks here; leave it out")
     return [
-        {"model": name, "row": Path(row).name, "table": beside_published(scores[name]["tasks"], paper)}
-        for name, row in rows.items()
-        if (paper := published_row(row))
+        {"model": name, "row": Path(rows[name]).name, "table": beside_published(scores[name]["tasks"], paper)}
+        for name in known
+        if (paper := published_row(rows[name]))
     ]
 
 
 def clean(scores: dict[str, dict], required: Path | None) -> dict:
-    """Return the scores without the problems that the training set's manifest lists: `manifest`, and `table` if any."""
+    """Return the scores without the problems that the training set's manifest lists: `manifest`, and `table` if any.
+
+    `known` are the benchmarks that the manifest has, and `unknown` those that it has not.
+    """
     path = required or MANIFEST
     manifest = read_json(path, shape=SHAPES["manifest"], fix="prepare it again") if required or path.exists() else {}
     parts = manifest.get("contamination") or {}
@@ -94,15 +109,17 @@ def clean(scores: dict[str, dict], required: Path | None) -> dict:
         if required:
             raise ValueError(f"{path}: has none of these benchmarks; prepare the training set with --benchmarks")
         return {}
+    common = set.intersection(*({*given["tasks"]} for given in scores.values()))
+    shown = {"manifest": path, "known": list(results.tasks), "unknown": in_order(common - {*parts})}
     copies = {problem for part in parts.values() for problem in part["problem_ids"]}
     if not copies or manifest.get("settings", {}).get("decontaminate") == "drop":
-        return {"manifest": path}
+        return shown
     rows = []
     for row, tasks in results.rows.items():
         gone = sum(problem in copies for task in tasks for problem in results.problems(task))
         cells = {"benchmark": results.label(row), "problems left out": gone}
         rows.append(cells | results.scores(row, results.track, without=copies))
-    return {"manifest": path, "table": Table(rows, {"problems left out": ",.0f"})}
+    return shown | {"table": Table(rows, {"problems left out": ",.0f"})}
 
 
 def failing_tracks(results: Results) -> list[str]:

@@ -17,8 +17,8 @@ from common.command import within
 from common.files import sha256
 from data_prep.dapo import content_id, ground_truth_fault
 from data_prep.normalise import canonical
-from data_prep.rows import read_problem_rows, row, write_rows
-from eval.samples import PROTOCOL, read_samples, sample_files, settings_of
+from data_prep.rows import read_manifest, read_problem_rows, row, write_rows
+from eval.samples import PROTOCOL, check_complete, read_samples, sample_files, settings_of
 from eval.tasks import task_files
 from reward.justrl import compute_score
 
@@ -27,7 +27,7 @@ KEPT, BELOW, ABOVE, COPY = "kept", "solved less often", "solved more often", "co
 
 
 def responses_to(path: Path, task: str, problems: dict[str, str]) -> dict[str, list[str]]:
-    """Map problem ids to responses; ValueError if they are to other problems, or not as many to each."""
+    """Map problem ids to responses; ValueError if they are to other problems, not as many to each, or not all."""
     responses: dict[str, list[str]] = {}
     for record in read_samples(path, task):
         problem = problems.get(record["problem_id"])
@@ -36,6 +36,7 @@ def responses_to(path: Path, task: str, problems: dict[str, str]) -> dict[str, l
         responses.setdefault(record["problem_id"], []).append(record["response"])
     if len(counts := {len(listed) for listed in responses.values()}) != 1:
         raise ValueError(f"{path}: has {sorted(counts) or 'no'} samples per problem; run eval.generate again")
+    check_complete(path, settings_of(path, task), {problem: len(listed) for problem, listed in responses.items()})
     return responses
 
 
@@ -62,6 +63,9 @@ def select(folder: Path, bench: Path, low: float, high: float, output: Path) -> 
         raise ValueError(f"--between {low:g} {high:g}: the lower end comes first")
     if output.resolve() in [path.resolve() for path in bench.glob("*.parquet")]:
         raise ValueError(f"{output}: was sampled itself; choose another --output")
+    if output.exists() and "outcomes" not in (read_manifest(output) or {}):
+        left = "eval.select did not make it, or was interrupted"
+        raise ValueError(f"{output}: is there, and {left}; remove the file, or choose another --output")
     files = sample_files(folder)
     fractions, outcomes = solved_fractions(files, bench)
     kept = {content_id(*pair): pair for pair, value in fractions.items() if low <= value <= high}

@@ -39,8 +39,10 @@ def by_track(grade: dict, tracks: Iterable[str]) -> dict[str, tuple[bool, str]]:
     verdict = grade.get("judge")
     known = {
         OFFICIAL: (bool(grade["rule"]), grade["reason"]),
-        JUDGED: (grade["rule"] == 1 or verdict == "A", f"judge: {verdict}" if verdict else grade["reason"]),
+        JUDGED: (verdict == "A", f"judge: {verdict}" if verdict else grade["reason"]),
     }
+    if grade["rule"] == 1:
+        known[JUDGED] = known[OFFICIAL]  # whatever an audit found
     if "typed" in grade:  # grades of older versions lack it
         known[TYPED] = bool(grade["typed"]), grade.get("typed_reason", "")
     return {track: known[track] for track in tracks if track in known}
@@ -77,16 +79,17 @@ def pairs(results: Results, found: dict[str, Path]) -> list[tuple[int, dict]]:
     return ranked
 
 
-def write_pairs(results: Results, found: dict[str, Path], path: Path) -> bool:
-    """Write the page of the first and the last model; return whether there was anything to write.
+def write_pairs(results: Results | None, found: dict[str, Path], path: Path) -> bool:
+    """Write the page of the first and the last model; return whether there is anything to write, else remove it.
 
     Every benchmark has as many problems as fit: first the first ones of each, then the second ones, and so on.
 
     Args:
         found: model to its folder of samples and grades.
     """
-    ranked = pairs(results, found) if len(results.models) > 1 else []
-    if not ranked:
+    ranked = pairs(results, found) if results and len(results.models) > 1 else []
+    if not results or not ranked:
+        path.unlink(missing_ok=True)  # of an earlier report
         return False
     template, size = TEMPLATES.get_template("sample.html.j2"), 0
     shown: dict[str, list[Markup]] = {task: [] for task in results.tasks}
@@ -102,6 +105,7 @@ def write_pairs(results: Results, found: dict[str, Path], path: Path) -> bool:
         "models": (results.first, results.models[-1]),
         "track": results.track,
         "counts": (sum(map(len, shown.values())), len(ranked)),
+        "tasks": dict.fromkeys(pair["task"] for _, pair in ranked),
     }
     links = {"report.html": "Report"} | {f"#{task}": task for task in context["shown"]}
     write_text(path, TEMPLATES.get_template("samples.html.j2").render(**context, links=links))

@@ -11,6 +11,7 @@ import markdown_it
 import pandas as pd
 from markupsafe import Markup
 
+from common.markdown import escaped
 from common.svg import NAMESPACE
 
 TEMPLATES = jinja2.Environment(
@@ -66,17 +67,17 @@ class Table(NamedTuple):
         shown[first] = shown[first].mask(shown[first].duplicated(), "")
         is_text = values.apply(lambda column: column.map(lambda value: isinstance(value, str)).all())
         marks = ["---" if text else "---:" for text in is_text]
-        lines = [[column.replace("|", r"\|") for column in shown], marks, *shown.to_numpy().tolist()]
+        lines = [[escaped(column) for column in shown], marks, *shown.to_numpy().tolist()]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
     def _text(self, column: str, value: Any) -> str:
         form = self.formats.get(column, percent)
         if value is None or isinstance(value, str):
-            return "-" if value is None else value.replace("|", r"\|")
+            return "-" if value is None else escaped(value)
         return form(value) if callable(form) else format(value, form)
 
 
-TEMPLATES.filters |= {"table": Table.markdown, "listed": listed}
+TEMPLATES.filters |= {"table": Table.markdown, "listed": listed, "escaped": escaped}
 
 
 def render_markdown(template: str, **context) -> str:
@@ -100,6 +101,8 @@ def render_page(title: str, text: str, folder: Path, samples: bool = False) -> s
     def anchored(match: re.Match) -> str:
         shown = Markup(match[1]).striptags()
         anchor = re.sub(r"\W+", "-", shown.lower()).strip("-")
+        while anchor in contents:
+            anchor += "-2"
         contents[anchor] = shown
         return f'<h2 id="{anchor}">{match[1]}</h2>'
 

@@ -5,12 +5,17 @@ import json
 import math
 import re
 
+import markdown_it
 import pytest
 
-from common.figures import COLOURS, panels, save
+from common.figures import COLOURS, file_name, panels, save
+from common.markdown import escaped
 from common.svg import MARKS, show_values
 from eval import report
-from eval.side_by_side import CHARACTERS, shortened
+from eval.figures import draw_scores
+from eval.samples import JUDGED, OFFICIAL
+from eval.side_by_side import CHARACTERS, by_track, shortened
+from eval.tables import render_page
 from recipe.monitor.report import draw_line
 from tests.test_report import chromium, evaluation, make_run
 
@@ -44,6 +49,9 @@ def test_figures_take_the_colours_and_the_font_of_the_page(page):
     assert f"var(--c0, {COLOURS[0]})" in body
     assert not re.search("(?<!, )#(000000|ffffff)", body), "they cannot be seen on a dark or a light page"
     assert "font-family: " not in body
+    marks = re.findall(r'<g [^>]*style="([^"]*)"[^>]*class="values"|<g [^>]*class="values"[^>]*style="([^"]*)"', body)
+    assert marks
+    assert all(re.fullmatch(r"fill: var\(--c\d, #\w+\)", one or other) for one, other in marks)
     dark = page.split("(prefers-color-scheme: dark)")[1].split("}")[0]
     assert re.findall(r"--c(\d):", dark) == [str(i) for i in range(len(COLOURS))]
 
@@ -126,7 +134,7 @@ def test_samples_stand_side_by_side_and_disagreements_come_first(tmp_path, no_pi
         ("neither", "AIME24-3"),
     ]
     text = (out / "samples.html").read_text()
-    assert "All 4 problems are shown." in text
+    assert "All 4 problems of AIME24 with samples and grades of both are shown." in text
     assert (text.count("<script"), text.count("<img")) == (1, 0), "a response is text"
     assert html.escape(hostile.encode(errors="replace").decode(), quote=False) in text.replace("&#34;", '"')
     assert "<h4>&lt;other&gt;</h4>" in text
@@ -151,13 +159,14 @@ def test_the_page_of_samples_is_bounded_and_says_what_it_leaves_out(tmp_path, no
     assert [name for _, name in shown[:20]] == [f"AIME24-{i}" for i in range(80, 100)]
     assert 1_500_000 < (out / "samples.html").stat().st_size < 2_000_000
     text = (out / "samples.html").read_text()
-    assert f"Shown are {len(shown)} of 100 problems" in text
+    assert f"Shown are {len(shown)} of the 100 problems of AIME24 with samples and grades of both, as" in text
     assert text.count("… 500 characters left out …") == 2 * len(shown)
     assert shortened("ab" * CHARACTERS) == ("ab" * (CHARACTERS // 4), CHARACTERS, "ab" * (CHARACTERS // 4))
 
 
 def test_without_samples_of_both_there_is_no_page_of_them(tmp_path, no_pictures):
     first, other = (graded(tmp_path / name, name, [1, 0], "So 4") for name in "ab")
+    assert (report.write([first, other], tmp_path / "out") / "samples.html").exists()
     (other / "AIME24.grades.jsonl").unlink()
     out = report.write([first, other], tmp_path / "out")
     assert not (out / "samples.html").exists()
@@ -166,6 +175,12 @@ def test_without_samples_of_both_there_is_no_page_of_them(tmp_path, no_pictures)
         file.write("{}\n")
     with pytest.raises(ValueError, match=r"AIME24\.grades\.jsonl, line 4: .*; grade again: python -m eval\.grade"):
         report.write([first], tmp_path / "out")
+
+
+def test_an_audit_is_no_reason_for_what_the_rule_accepted():
+    accepted, rejected = ({"rule": rule, "reason": "match" if rule else "wrong", "judge": "B"} for rule in (1, 0))
+    assert by_track(accepted, [OFFICIAL, JUDGED]) == {OFFICIAL: (True, "match"), JUDGED: (True, "match")}
+    assert by_track(rejected, [JUDGED]) == {JUDGED: (False, "judge: B")}
 
 
 def test_samples_are_filtered_in_a_browser(tmp_path, no_pictures):
@@ -187,3 +202,87 @@ def test_samples_are_filtered_in_a_browser(tmp_path, no_pictures):
     dom, log = chromium("--dump-dom", frame.as_uri())
     assert re.search(r"<title>(.*?)</title>", dom)[1] == "390 5 shown 5 3 shown 3 1 shown 1 2 shown 2"
     assert "CONSOLE" not in log
+
+
+def test_runs_of_one_folder_name_keep_their_curves_and_figures_whatever_the_name(tmp_path, no_pictures):
+    """A space ends a Markdown link, and an "=" an <img>, which the page's policy blocks."""
+    name = "lr=1e-6 (é)"
+    runs = [make_run(tmp_path / parent / name) for parent in "ab"]
+    for path in tmp_path.glob("*/*/eval/step_3/scores.json"):
+        path.unlink()
+    log = runs[1] / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"step": 3', '"step": 9'))
+    out = report.write(runs, tmp_path / "out")
+    page = (out / "report.html").read_text()
+    assert (page.count("<svg"), page.count("<img")) == (4, 0)
+    numbers = json.loads((out / "report.json").read_text())
+    assert {*numbers["evaluations"]} == {str(run / "eval" / "base") for run in runs}
+    assert [max(map(int, numbers[f"training of {run}"]["curves"]["reward"])) for run in runs] == [3, 9]
+    ids, links = re.findall(r' id="([^"]+)"', page), re.findall(r'<a href="#([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert len(links) == len(set(links))
+    assert {*links} <= {*ids}
+    assert "step 9: " in page
+
+
+def test_equal_headings_have_their_own_anchors(tmp_path):
+    page = render_page("t", "## Run a b\n\n## Run a=b\n\n## Run a b\n", tmp_path)
+    ids = re.findall(r'<h2 id="([^"]+)"', page)
+    assert len({*ids}) == 3
+    assert re.findall(r'<a href="#([^"]+)"', page) == ["top", *ids]
+
+
+def test_names_of_figures_files_are_safe_and_differ():
+    names = ["run", "a b", "a=b", "a/b", "ä", "x" * 300, "y" + "x" * 300, "../up", ""]
+    made = [file_name(name) for name in names]
+    assert made[0] == "run"
+    assert len({*made}) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]{,120}", name) for name in made)
+
+
+def test_legends_have_names_that_begin_with_an_underscore_and_no_formulas(tmp_path):
+    cell = {"value": 0.5, "low": 0.25, "high": 0.75}
+    draw_scores({"AIME24": {"_a": cell}}, tmp_path / "one.png")
+    draw_scores({"AIME24": {"b": cell, "_a": cell, r"$\c$": cell}}, tmp_path / "scores.png")
+    assert re.search("> ?_a</text>", (tmp_path / "one.svg").read_text())
+    drawn = (tmp_path / "scores.svg").read_text()
+    assert re.search("> ?_a</text>", drawn)
+    assert r">$\c$</text>" in drawn
+
+
+HOSTILE = [
+    "a*b*c",
+    "_a_",
+    "__a__b_",
+    "`a`",
+    "[a](b)",
+    "![a](b)",
+    "[a][a]",
+    "<b>",
+    "&amp;",
+    r"a\*b\\",
+    "a|b",
+    "step_3",
+    "<ftp://a>",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_text_in_markdown(name):
+    markdown = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table")
+    text = html.escape(name, quote=False)
+    assert markdown.render(f"So **{escaped(name)}** it") == f"<p>So <strong>{text}</strong> it</p>\n"
+    assert f"<th>{text}</th>" in markdown.render(f"| {escaped(name)} |\n| --- |\n")
+    assert escaped("step_3 minus base: 50.0 [25.0, 75.0]") == "step_3 minus base: 50.0 [25.0, 75.0]"
+
+
+def test_models_names_are_text_in_the_report(tmp_path, no_pictures):
+    names = ("_a_ [b](c)", "*d* `e`")
+    folders = [evaluation(tmp_path / name, f"some/{name}", {"AIME24": [0, 1, 1]}) for name in names]
+    page = (report.write(folders, tmp_path / "out") / "report.html").read_text()
+    body = page.split("<main")[1]
+    assert not re.search('<em>|<code>e|<a href="c"', body)
+    for name in names:
+        assert f'<th class="number">{name}</th>' in body
+    assert f">{names[1]} against {names[0]}, over the same problems</h2>" in body
+    assert f"<strong>{names[1]} cannot be told apart from {names[0]} on AIME24: " in body

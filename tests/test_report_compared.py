@@ -7,7 +7,10 @@ import pytest
 
 from data_prep.benchmarks import PAPER_BENCHMARKS
 from eval import report
+from eval.grade import grade_folder
 from eval.published import PUBLISHED, published_row
+from eval.runs.read import compare
+from tests.test_eval import write_samples
 from tests.test_report import evaluation, table
 
 
@@ -76,12 +79,20 @@ def test_a_published_model_is_recognised_and_compared(tmp_path, no_pictures):
     assert "| AIME24 | official | 50.0 | 52.60 | -2.6 [-7.1, 1.9] |" in (folder / "report.md").read_text()
 
 
+def test_a_benchmark_called_mean_is_not_taken_for_the_papers_mean(tmp_path, no_pictures):
+    folder = evaluation(tmp_path / "a", "hbx/JustRL-DeepSeek-1.5B", {"AIME24": [0.5] * 30, "mean": [1, 0]}, 32)
+    report.write([folder])
+    assert [*table(folder, "JustRL-DeepSeek-1.5B beside the published")] == ["AIME24"]
+
+
 def test_a_row_can_be_named(tmp_path, no_pictures):
     folder = evaluation(tmp_path / "a", "outputs/x/export/step_9", {"AIME24": [0.5] * 30}, 4)
     report.write([folder], row="BroRL")
     text = (folder / "report.md").read_text()
     assert "## step_9 beside the published BroRL" in text
     assert "no benchmark has all its problems and the paper's number of samples" in text
+    with pytest.raises(ValueError, match="BroRL: b has none of the paper's benchmarks here"):
+        report.write([evaluation(tmp_path / "b", "b", {"mine": [0.5] * 30})], row="BroRL")
     with pytest.raises(ValueError, match="GPT: not in the paper's table, which has DeepSeek-R1"):
         report.write([folder], row="GPT")
 
@@ -99,7 +110,16 @@ def test_the_clean_part_leaves_out_what_the_manifest_lists(tmp_path, no_pictures
     assert [row["problems left out"] for row in clean.values()] == [1, 0, 1]
     manifest.write_text(json.dumps({"settings": {"decontaminate": "drop"}, "contamination": found}))
     report.write([folder], manifest=manifest)
-    assert "the training set contains no benchmark problem" in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    assert "the training set contains no problem of AIME24 and AMC23." in text
+    assert "Not looked for" not in text
+    del found["AMC23"]
+    for decontaminate in ("report", "drop"):
+        manifest.write_text(json.dumps({"settings": {"decontaminate": decontaminate}, "contamination": found}))
+        report.write([folder], manifest=manifest)
+        text = (folder / "report.md").read_text()
+        assert "\n\nNot looked for in the training set: AMC23; run data_prep.dapo again.\n" in text
+    assert "the training set contains no problem of AIME24." in text
     manifest.write_text(json.dumps({"settings": {"decontaminate": "off"}}))
     with pytest.raises(ValueError, match="has none of these benchmarks"):
         report.write([folder], manifest=manifest)
@@ -120,3 +140,62 @@ def test_what_cannot_be_compared_is_one_error(tmp_path, no_pictures):
     )
     with pytest.raises(ValueError, match="grade again"):
         report.write([first])
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("tasks", "main", "row"),
+    [
+        ({"AIME24": 1, "AIME26": 0, "HMMT26": 0}, 1, "AIME24"),
+        ({"AIME26": 1, "HMMT26": 0, "mine": 0, "theirs": 0}, 0.5, "the mean of the 2 benchmarks of 2026"),
+        ({"AIME24": 1, "AMC23": 0, "mine": 0}, 0.5, "the mean of 2"),
+        ({"AIME26": 1, "mine": 0, "theirs": 0}, 1, "AIME26"),
+        ({"mine": 1, "theirs": 0}, 0.5, "the mean of 2"),
+    ],
+)
+def test_grades_and_report_have_the_same_main_score(tmp_path, tasks, main, row):
+    for task, correct in tasks.items():
+        write_samples(tmp_path, task, [rf"\boxed{{{4 if correct else 5}}}"] * 2)
+    scores = grade_folder(tmp_path)
+    assert scores["mean"] == scores["means"]["strict-typed"]["avg"] == main
+    report.write([tmp_path])
+    verdict = json.loads((tmp_path / "report.json").read_text())["verdict"]
+    low, high = (100 * end for end in scores["ci95"])
+    assert verdict == f"m answers {100 * main:.1f} [{low:.1f}, {high:.1f}] percent correctly on {row}."
+
+
+def test_training_runs_of_one_folder_name_are_told_apart(tmp_path):
+    first, other = (tmp_path / parent / "run" for parent in "ab")
+    with pytest.raises(ValueError, match=f"; {first}: has no config.*; {other}: has no config"):
+        compare([first, other])
+
+
+def test_a_suite_has_its_own_mean_in_report_json_and_is_not_beside_the_paper(tmp_path, no_pictures):
+    tasks = {"AIME24": [1] * 30, "AIME26": [0.5] * 30, "HMMT26": [0] * 33}
+    folder = evaluation(tmp_path / "a", "hbx/JustRL-DeepSeek-1.5B", tasks, 32)
+    report.write([folder], suite="2026")
+    (scores,) = json.loads((folder / "report.json").read_text())["evaluations"].values()
+    assert (scores["mean"], scores["means"]["strict-typed"]["avg"]) == (0.25, 0.25)
+    assert scores["ci95"][0] < 0.25 < scores["ci95"][1]
+    assert "beside the published" not in (folder / "report.md").read_text()
+
+
+def test_several_models_and_several_means_are_corrected_for_their_number(tmp_path, no_pictures):
+    """Six problems with the same difference: p is 2 of 64 signs, which is significant only once."""
+    paper, of_2026 = {"AIME24": 3, "AMC23": 3}, {"AIME26": 3, "HMMT26": 3}
+    first, *others = (
+        evaluation(tmp_path / name, name, {task: [value] * count for task, count in (paper | of_2026).items()})
+        for name, value in {"a": 0, "b": 1, "c": 1}.items()
+    )
+    out = report.write([first, others[0]], tmp_path / "two", suite="paper")
+    assert "b is better on the mean of 2." in (out / "report.md").read_text()
+    out = report.write([first, *others], tmp_path / "three", suite="paper")
+    text = (out / "report.md").read_text()
+    assert "**Of 2 models compared with a on the mean of 2: 2 cannot be told apart.**" in text
+    assert "The verdict corrects the p-values of several models" in text
+    out = report.write([first, others[0]], tmp_path / "suites")
+    assert " is better on " not in (out / "report.md").read_text()
+    rows = table(out, "b minus a")
+    means = [rows[row] for row in ("mean of 2", "mean of the 2 benchmarks of 2026")]
+    assert [row["p"] for row in means] == pytest.approx([2 / 64] * 2, abs=0.005)
+    assert [row["p, Holm"] for row in means] == pytest.approx([2 * max(row["p"] for row in means)] * 2, abs=0.005)

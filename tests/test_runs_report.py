@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from common.figures import file_name
 from common.files import write_text
 from eval import report
 from eval.runs import report as runs_report
@@ -220,24 +221,24 @@ def test_one_seed_is_compared_over_problems_and_has_no_verdict(made, undrawn):
 
 def test_the_page_has_the_numbers_of_the_report_and_is_the_same_each_time(made):
     folders = [made.run(arm, seed, config=own) for arm, own in (("baseline", {}), ("a", CLIP)) for seed in (1, 2)]
-    page, report_folder = made.folder / "docs" / "arms.md", made.folder / "out"
+    page, report_folder, start = made.folder / "docs" / "my arms.md", made.folder / "out", file_name("my arms") + "_"
+    write_text(report_folder / "samples.html", "of an earlier report")
     written = []
     for _ in range(2):
         numbers, text = write(folders, x="hours", page=page)
         written.append([path.read_bytes() for path in sorted({*page.parent.iterdir(), *report_folder.iterdir()})])
-    assert written[0] == written[1]
-    assert page.read_text().replace("arms_", "") == text
+    assert (written[0], (report_folder / "samples.html").exists()) == (written[1], False)
+    assert page.read_text().replace(start, "") == text
     for picture in ("differences", "curves"):
-        assert f"](arms_{picture}.png)" in page.read_text()
-        assert (page.parent / f"arms_{picture}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"]({start}{picture}.png)" in page.read_text()
+        assert (page.parent / f"{start}{picture}.png").read_bytes().startswith(b"\x89PNG")
     row = rows(numbers)["a"]
     cells = next(line for line in text.splitlines() if line.startswith("| a | cannot")).strip("| ").split(" | ")
-    assert cells[3] == signed_percent(row["difference"])
-    assert cells[2] == percent(row["final accuracy"])
+    assert cells[2:4] == [percent(row["final accuracy"]), signed_percent(row["difference"])]
     assert cells[10] == f"{row['p']:.2g}"
     assert "Differs from the baseline in `actor_rollout_ref.actor.clip_ratio_high=0.2`." in text
     assert "validated on 64 problems with 4 responses each; seeds 1 and 2." in text
-    assert f"python -m eval.report {made.folder}/x_* --output {report_folder} --x hours --page {page}" in text
+    assert f"python -m eval.report {made.folder}/x_* --output {report_folder} --x hours --page '{page}'" in text
     shown = (report_folder / "report.html").read_text()
     assert shown.count("<svg") == 2
     low, middle, high = (100 * row["difference"][end] for end in ("low", "value", "high"))

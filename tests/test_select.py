@@ -9,7 +9,7 @@ from data_prep.benchmarks import BENCHMARK_SCHEMA, benchmark_row
 from data_prep.check_rows import check_rows
 from data_prep.dapo import content_id
 from data_prep.demo import problems
-from data_prep.rows import open_rows, read_manifest, row, write_rows
+from data_prep.rows import manifest_path, open_rows, read_manifest, row, write_rows
 from data_prep.verify import verify
 from eval.select import select
 from reward.justrl import compute_score
@@ -130,3 +130,33 @@ def test_the_command_says_why_nothing_is_left(tmp_path):
     assert not (tmp_path / "out").exists()
     done = command(*arguments, "--between", "0.8", "0.2")
     assert (done.returncode, done.stderr) == (2, "eval.select: --between 0.8 0.2: the lower end comes first\n")
+
+
+def test_half_a_sampling_is_refused_as_by_eval_grade(tmp_path):
+    folder, data = sampled(tmp_path, [5, 5])
+    meta, output = folder / "train.meta.json", tmp_path / "out.parquet"
+    settings = json.loads(meta.read_text())
+    for changed, message in (
+        ({"samples": 20}, r"has 10 samples per problem of 20; run eval\.generate again"),
+        ({"problem_count": 4}, r"has samples of 2 problems of 4; run eval\.generate again"),
+    ):
+        meta.write_text(json.dumps(settings | changed))
+        with pytest.raises(ValueError, match=message):
+            select(folder, data, 0.2, 0.8, output)
+    assert not output.exists()
+    meta.write_text(json.dumps(settings | {"samples": 10}))
+    select(folder, data, 0.2, 0.8, output)
+
+
+def test_only_what_it_made_is_overwritten(tmp_path):
+    folder, data = sampled(tmp_path, [5, 5])
+    other = tmp_path / "other" / "train.parquet"
+    write_rows(other, training_rows([("What?", "4")]), {"source": "x"})
+    before = other.read_bytes()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"other/train\.parquet: is there, and eval\.select did not make it, or"):
+            select(folder, data, 0.2, 0.8, other)
+        manifest_path(other).unlink(missing_ok=True)
+    assert other.read_bytes() == before
+    for _ in range(2):
+        select(folder, data, 0.2, 0.8, tmp_path / "mine.parquet")

@@ -1,4 +1,4 @@
-"""Benchmarks beside the paper's nine: those of 2026, your own, and how grades and the report group them."""
+"""Benchmarks beside the nine of the paper: those of 2026, your own, and how grades and the report group them."""
 
 import argparse
 import io
@@ -12,7 +12,7 @@ import pytest
 from common.command import first_line
 from data_prep import benchmarks, gsm8k
 from data_prep.benchmarks import BENCHMARKS, FOR_ADD, PAPER_BENCHMARKS
-from data_prep.rows import open_rows, read_manifest
+from data_prep.rows import manifest_path, open_rows, read_manifest
 from data_prep.source import locate
 from data_prep.verify import verify
 from eval import report
@@ -93,6 +93,20 @@ def test_a_difficulty_of_a_hub_data_set_is_one_command(tmp_path):
     assert (manifest["source"], manifest["revision"], manifest["rows_out"]) == ("HuggingFaceH4/MATH-500", "c" * 40, 2)
 
 
+def test_a_hub_data_set_of_several_files_is_refused_before_it_is_downloaded(tmp_path):
+    files = {f"{name}.jsonl": "\n".join(map(json.dumps, ROWS)).encode() for name in ("test", "train")}
+    source = ("--source", "some/problems", "--revision", "c" * 40)
+    arguments = ("data_prep.benchmarks", "--add", "mine", *source, "--output", tmp_path / "bench")
+    with local_hub({("some/problems", "c" * 40): files}) as environment:
+        environment |= {"HF_HOME": str(tmp_path / "hub")}
+        done = command(*arguments, env=environment)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "some/problems: has 2 files: test.jsonl, train.jsonl; name one by --files" in done.stderr
+        assert not [*tmp_path.rglob("*.jsonl")]
+        assert command(*arguments, "--files", "test*", env=environment).returncode == 0
+    assert read_manifest(tmp_path / "bench" / "mine.parquet")["rows_out"] == 3
+
+
 def test_2026s_with_a_row_too_few_are_refused(tmp_path):
     (tmp_path / "HMMT26").mkdir()
     (tmp_path / "HMMT26" / "test.parquet").write_bytes(parquet([*of_2026("HMMT26", 32)]))
@@ -101,7 +115,7 @@ def test_2026s_with_a_row_too_few_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_benchmark_of_your_own_is_prepared_as_the_papers_are(tmp_path):
+def test_a_benchmark_of_your_own_is_prepared_as_those_of_the_paper(tmp_path):
     rows, manifest = add(write_lines(tmp_path / "mine.jsonl", ROWS), tmp_path / "bench")
     assert [row["extra_info"]["index"] for row in rows] == ["mine-0", "mine-1", "mine-2"]
     assert [row["reward_model"]["ground_truth"] for row in rows] == ["97", r"\frac{1}{2}", "-2, 2"]
@@ -158,6 +172,7 @@ def test_your_own_is_looked_for_in_the_training_set(tmp_path):
         (ROWS, {"where": "level"}, "give COLUMN=VALUE"),
         ([], {}, "mine.jsonl: has no rows"),
         (ROWS, {"name": "aime24"}, "--add aime24: benchmarks.json has it; prepare it with --tasks, or choose another"),
+        (ROWS, {"name": "Mean"}, "--add Mean: reports have a mean of benchmarks; choose another name"),
         (ROWS, {"name": "../mine"}, "--add ../mine: not a plain name"),
         (ROWS, {"name": "a,b"}, "--add a,b: not a plain name"),
         (ROWS, {"name": ""}, "--add : not a plain name"),
@@ -191,12 +206,15 @@ def test_adding_replaces_only_what_it_made(tmp_path):
     source = write_lines(tmp_path / "mine.jsonl", ROWS)
     gsm8k.prepare(locate(str(write(tmp_path / "raw", train=TRAIN, test=TEST)), None, "*"), tmp_path / "bench", [])
     before = (tmp_path / "bench" / "train.parquet").read_bytes()
-    with pytest.raises(ValueError, match=r"train\.parquet: is there, and --add did not make it; choose another name"):
+    with pytest.raises(ValueError, match=r"train\.parquet: is there, and --add did not make it, or was int"):
         add(source, tmp_path / "bench", "train")
     assert (tmp_path / "bench" / "train.parquet").read_bytes() == before
     for rows in (ROWS[:2], ROWS):
         made, _ = add(write_lines(source, rows), tmp_path / "bench")
         assert len(made) == len(rows)
+    manifest_path(tmp_path / "bench" / "mine.parquet").unlink()  # as a kill between the two files leaves it
+    with pytest.raises(ValueError, match="--add did not make it, or was interrupted; remove the file, or choose an"):
+        add(source, tmp_path / "bench")
 
 
 @pytest.mark.parametrize(
@@ -206,6 +224,8 @@ def test_adding_replaces_only_what_it_made(tmp_path):
         (("--add", "mine"), "--add needs --source"),
         (("--add", "mine", "--source", "x.jsonl", "--tasks", "AIME24"), "takes no --tasks"),
         (("--suite", "2027"), "invalid choice: '2027'"),
+        (("--suite", "2026", "--tasks", "AIME24"), "--suite: not together with --tasks or --add"),
+        (("--suite", "paper", "--add", "mine", "--source", "x.jsonl"), "--suite: not together with --tasks or --add"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys, arguments, message):
@@ -215,7 +235,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys, argu
     assert message in capsys.readouterr().err
 
 
-def test_the_mean_of_the_paper_is_the_papers_whatever_else_was_graded(tmp_path):
+def test_the_mean_is_of_the_papers_benchmarks_whatever_else_was_graded(tmp_path):
     write_samples(tmp_path, "AIME24", [r"\boxed{204}"] * 2, answer=r"\boxed{204}")
     write_samples(tmp_path, "AMC23", ["no"] * 2)
     write_samples(tmp_path, "mine", ["no"] * 2)
@@ -234,8 +254,8 @@ def test_the_report_has_a_mean_for_each_suite(tmp_path, no_pictures):
     rows = {name.split(" (avg")[0]: row["a"]["value"] for name, row in table(folder, "scores").items()}
     assert list(rows.items()) == [
         *(("AIME24", 0.75), ("AMC23", 0.5), ("mean of 2", 0.625)),
-        *(("AIME26", 0.5), ("HMMT26", 0), ("mean of 2 of 2026", 0.25)),
-        *(("mine", 1), ("theirs", 0.5), ("mean of 2 of your own", 0.75)),
+        *(("AIME26", 0.5), ("HMMT26", 0), ("mean of the 2 benchmarks of 2026", 0.25)),
+        *(("mine", 1), ("theirs", 0.5), ("mean of the 2 benchmarks of your own", 0.75)),
     ]
 
 
@@ -250,7 +270,7 @@ def test_a_suite_is_reported_alone(tmp_path, no_pictures):
         report.write([other], suite="paper")
 
 
-def test_the_main_score_is_the_papers_mean(tmp_path, no_pictures):
+def test_the_main_score_is_the_mean_of_the_papers_benchmarks(tmp_path, no_pictures):
     run = make_run(tmp_path)
     for name, last in (("base", 0), ("step_3", 1)):
         evaluation(run / "eval" / name, "m", {"AIME24": [0, last], "AMC23": [0, last], "mine": [1, 1 - last]})

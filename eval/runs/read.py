@@ -12,6 +12,7 @@ from tqdm import tqdm
 from common.command import first_line
 from common.json_lines import Shape, name_lines, read_lines
 from common.processes import REPOSITORY
+from eval.results import by_name
 from recipe.monitor.arms import BASELINE, arm_of
 from recipe.monitor.config import read_config
 from recipe.monitor.events import FAILURE, read_events
@@ -86,8 +87,8 @@ def read_correct(path: Path) -> dict[str, float]:
     return {problem: fmean(values) for problem, values in problems.items()}
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run's folder; ValueError or OSError with the reason if it cannot be compared."""
+def read_run(folder: Path, name: str) -> Run:
+    """Read the folder of a run called `name`; ValueError or OSError with the reason if it cannot be compared."""
     if not (folder / "config.yaml").exists():
         raise ValueError("has no config.yaml: is it a run's folder?")
     config = read_config(folder / "config.yaml", complete=True)
@@ -106,7 +107,7 @@ def read_run(folder: Path) -> Run:
     if accuracy(by_step[total]) is None:
         raise ValueError(f"its metrics lack the validation of step {total}")
     correct = read_correct(folder / "validation" / f"{total}.jsonl")
-    return Run(folder.resolve().name, arm_of(config), seed, config, by_step, correct)
+    return Run(name, arm_of(config), seed, config, by_step, correct)
 
 
 def have_same_problems(runs: dict[int, Run]) -> bool:
@@ -157,11 +158,12 @@ def compare(folders: list[Path]) -> Comparison:
         ValueError: there is no finished run of the baseline, or of no arm.
     """
     found, left_out = [], []
-    for folder in tqdm(folders, desc="reading", unit=" runs", delay=2, leave=False, disable=None):
+    names = by_name({folder: folder.resolve().name for folder in folders})
+    for name, folder in tqdm(names.items(), desc="reading", unit=" runs", delay=2, leave=False, disable=None):
         try:
-            found.append(read_run(folder))
+            found.append(read_run(folder, name))
         except (ValueError, OSError) as error:
-            left_out.append({"run": folder.resolve().name, "reason": first_line(error)})
+            left_out.append({"run": name, "reason": first_line(error)})
     arms: dict[str, dict[int, Run]] = {BASELINE: {}}
     for run in sorted(found, key=lambda run: (run.arm != BASELINE, run.arm, run.seed)):
         if reason := misfit(run, arms):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+from common.figures import file_name
 from common.files import write_text
 from common.models import count_parameters
 from eval.runs.figures import draw_curves, draw_differences
@@ -105,10 +106,12 @@ def write(folders: list[Path], output: Path, x: str = "steps", page: Path | None
     text = render_markdown("runs/report.md.j2", start="", **context)
     write_text(output / "report.md", text)
     write_text(output / "report.html", render_page(TITLE, text, output))
+    (output / "samples.html").unlink(missing_ok=True)  # of an earlier report, on evaluations
     if page:
-        write_text(page, render_markdown("runs/report.md.j2", start=f"{page.stem}_", **context))
+        start = f"{file_name(page.stem)}_"
+        write_text(page, render_markdown("runs/report.md.j2", start=start, **context))
         for name in FIGURES:
-            shutil.copyfile(output / name, page.with_name(f"{page.stem}_{name}"))
+            shutil.copyfile(output / name, page.with_name(f"{start}{name}"))
     numbers = {name: context[name] for name in ("title", "verdict", "facts")}
     numbers |= {"units": UNITS, "left out": compared.left_out}
     numbers["tables"] = {name: table.rows for name, table in tables.items()}

@@ -8,8 +8,9 @@ import jinja2
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from common.figures import COLOURS, colour, panels, save
+from common.figures import COLOURS, colour, file_name, label, panels, save
 from common.json_lines import name_lines
+from common.markdown import escaped
 from common.progress import duration
 from common.svg import show_values
 from recipe import attention
@@ -36,29 +37,33 @@ class TrainingSection(NamedTuple):
     numbers: dict[str, Any]
 
 
-def training_section(run: Path, folder: Path) -> TrainingSection | None:
-    """Report a run's training, its figure written into `folder`; None for a run without metrics.
+def training_section(run: Path, folder: Path, title: str = "") -> TrainingSection | None:
+    """Report a run's training, its figures written into `folder`; None for a run without metrics.
+
+    Args:
+        title: what the run is called, unlike any other of the report; its folder's name without one.
 
     Raises:
         FileNotFoundError: the run has metrics and no config.
         ValueError: the config is damaged.
     """
+    title = title or run.name
     by_step, bad = read_log(run / "metrics.jsonl")
     trained = [metrics for metrics in by_step.values() if has_training(metrics)]
     damaged = name_lines(run / "metrics.jsonl", bad) if bad else ""
     if not trained:
-        text = f"## Training of {run.name}\n\nNo step can be read: {damaged}.\n"
-        return TrainingSection(f"No step of {run.name} can be read.", text, [], {"damaged": damaged}) if bad else None
+        text = f"## Training of {escaped(title)}\n\nNo step can be read: {escaped(damaged)}.\n"
+        return TrainingSection(f"No step of {title} can be read.", text, [], {"damaged": damaged}) if bad else None
     config = read_config(run / "config.yaml", complete=True)
-    figures = draw_figures(by_step, config, folder, "" if folder == run else f"_{run.name}")
+    figures = draw_figures(by_step, config, folder, "" if folder == run else f"_{file_name(title)}")
     events = read_events(run)
     ours, name = compute(by_step, config), backbone(config) or "DeepSeek"
     rows = compute_rows(ours, config, name)
     rewards = [format_metric(metrics, REWARD) for metrics in (trained[0], trained[-1])]
     text = jinja2.Template(TEMPLATE.read_text(), trim_blocks=True, lstrip_blocks=True).render(
-        run=run.name,
+        run=escaped(title),
         steps=len(trained),
-        damaged=damaged,
+        damaged=escaped(damaged),
         seconds=sum(number(metrics, "timing_s/step", 0.0) for metrics in trained),
         rewards=rewards,
         attention=attention.requested(config),
@@ -141,7 +146,7 @@ def draw_line(axis, values: dict[int, float], shade: str, **options) -> None:
 
 
 def draw_quantity(axis, name: str, values: dict[int, float], of_paper: bool) -> None:
-    """Draw one quantity, before the paper's band if it has one and the run is one of the paper's."""
+    """Draw one quantity, before the paper's band if it has one and the config is the paper's."""
     axis.set_title(QUANTITIES[name][1], fontsize="small", loc="left")
     draw_line(axis, values, OURS)
     if of_paper and name in BANDS:
@@ -155,7 +160,7 @@ def draw_quantity(axis, name: str, values: dict[int, float], of_paper: bool) -> 
 def draw_validation(axis, sets: dict[str, dict[int, float]], config: DictConfig) -> None:
     """Draw the accuracy of each validation set, and the published AIME24 of the paper's plain runs."""
     for i, (name, values) in enumerate(sets.items()):
-        draw_line(axis, values, colour(i), label=name)
+        draw_line(axis, values, colour(i), label=label(name))
     if has_bands(config):
         steps, percent = zip(*AIME24[backbone(config)], strict=True)
         axis.plot(steps, np.array(percent) / 100, color=PAPER, linestyle="--", label="AIME24, paper, by eye")
