@@ -84,9 +84,19 @@ def published(scores: dict[str, dict], named: str | None) -> list[dict]:
     ]
 
 
-def clean(scores: dict[str, dict], required: Path | None) -> dict:
-    """Return the scores without the problems that the training set's manifest lists: `manifest`, and `table` if any."""
-    path = required or MANIFEST
+def clean(scores: dict[str, dict], required: Path | None, default: Path | None = None) -> dict:
+    """Return the scores without the problems that the training set's manifest lists, and which manifest that is.
+
+    Args:
+        required: the manifest; ValueError if it has none of the benchmarks.
+        default: the manifest without `required`, if it exists.
+
+    Returns:
+        `manifest`, its `sha256_out`, and `table` if any problem is left out; nothing without a manifest.
+    """
+    path = required or default
+    if path is None:
+        return {}
     manifest = read_json(path, shape=SHAPES["manifest"], fix="prepare it again") if required or path.exists() else {}
     parts = manifest.get("contamination") or {}
     results = Results(scores, among=parts)
@@ -96,13 +106,14 @@ def clean(scores: dict[str, dict], required: Path | None) -> dict:
         return {}
     copies = {problem for part in parts.values() for problem in part["problem_ids"]}
     if not copies or manifest.get("settings", {}).get("decontaminate") == "drop":
-        return {"manifest": path}
+        return {"manifest": path, "sha256_out": manifest.get("sha256_out")}
     rows = []
     for row, tasks in results.rows.items():
         gone = sum(problem in copies for task in tasks for problem in results.problems(task))
         cells = {"benchmark": results.label(row), "problems left out": gone}
         rows.append(cells | results.scores(row, results.track, without=copies))
-    return {"manifest": path, "table": Table(rows, {"problems left out": ",.0f"})}
+    table = Table(rows, {"problems left out": ",.0f"})
+    return {"manifest": path, "sha256_out": manifest.get("sha256_out"), "table": table}
 
 
 def failing_tracks(results: Results) -> list[str]:
