@@ -5,6 +5,7 @@ is public: of a path it has the name alone.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ SCORES, FIGURES = "scores.png", ("scores.png", "curves.png", "details.png")
 SHAPES = read_shapes(Path(__file__).parent)
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 GIVE, ANEW = "give the folder of a run, outputs/<experiment>", "each start of the run writes it anew"
-HUB_ERRORS = (OSError, ValueError, yaml.YAMLError, httpx.HTTPError)  # nothing there, a damaged file, or no network
 ESTIMATORS = {"grpo": "GRPO", "grpo_passk": "GRPO pass@k", "rloo": "RLOO"}
 ESTIMATORS |= {"reinforce_plus_plus_baseline": "REINFORCE++"}
 
@@ -57,30 +57,25 @@ def shown(value: Any) -> str:
 
 def compared(config: DictConfig) -> list[Comparison]:
     """Compare a run's config with what the paper and its release state; training refuses what was not allowed."""
-    found = []
+    comparisons = []
     for stated in paper.VALUES:
         expected, actual = expected_and_actual(config, stated)
         if str(actual).endswith(f"/{expected}"):  # a file of this repository, where it was when the run started
             actual = expected
-        found.append(comparison(stated, expected, actual, allowed=True))
-    return found
+        comparisons.append(comparison(stated, expected, actual, allowed=True))
+    return comparisons
 
 
-def is_on_hub(model: str) -> bool:
-    """Ask the hub whether it has a model; False where it cannot be reached."""
+def found(read: Callable[[Any], Any], source: Path | str) -> Any:
+    """Return what `read` reads of a file or hub id; None if it is not there, is damaged or cannot be reached."""
     try:
-        HfApi().model_info(model)
-    except HUB_ERRORS:
-        return False
-    return True
-
-
-def read_head(card: Path | str) -> dict | None:
-    """Read the head of a model's card, a file or that of a hub id; None where there is none that can be read."""
-    try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except HUB_ERRORS:
+        return read(source)
+    except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError):
         return None
+
+
+def read_head(card: Path | str) -> dict:
+    return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
 
 
 def base_model(model: str) -> tuple[str | None, dict[str, str]]:
@@ -90,10 +85,10 @@ def base_model(model: str) -> tuple[str | None, dict[str, str]]:
     """
     folder, hub_id = REPOSITORY / Path(model).expanduser(), paper.backbone(model)
     cards: list[Path | str] = [folder / CARD] if (folder / CARD).is_file() else []
-    if not hub_id and not folder.is_dir() and is_hub_id(model) and (read_head(model) is not None or is_on_hub(model)):
-        hub_id = model
+    if not hub_id and not folder.is_dir() and is_hub_id(model):
+        hub_id = model if found(read_head, model) or found(HfApi().model_info, model) else None
     for source in cards + ([hub_id] if hub_id else []):
-        head = read_head(source) or {}
+        head = found(read_head, source) or {}
         if str(head.get("license") or "unknown").lower() != "unknown":
             return hub_id, {key: head[key] for key in ("license", "license_name", "license_link") if key in head}
     return hub_id, {}
@@ -166,7 +161,12 @@ def evaluated(run: Path, step: int, exported: Path | None) -> tuple[dict, list[s
     report = read_json(path, shape=SHAPES["report"], fix=fix) if path.is_file() else {}
     if model not in report.get("evaluations", {}):
         return report, [f"scores of step {step}: {path} has none; once it is evaluated, {fix}"]
-    samples = run / "eval" / model
+    samples, kept = run / "eval" / model, report["evaluations"][model].get("tasks")
+    graded = samples / "scores.json"
+    there = read_json(graded, fix=f"python -m eval.grade {samples}").get("tasks") if graded.is_file() else None
+    if not (isinstance(kept, dict) and isinstance(there, dict) and kept.items() <= there.items()):
+        lack = f"scores of step {step}: those in {path} are not those in {samples}; once it is evaluated, {fix}"
+        return report | {"evaluations": {}}, [lack]
     again = f"delete {samples} and evaluate again"
     settings = [read_json(meta, shape=SHAPES["sampled"], fix=again) for meta in sorted(samples.glob("*.meta.json"))]
     sampled, own = {made.get("files") for made in settings} - {None}, exported and model_digest(str(exported))

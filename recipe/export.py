@@ -70,7 +70,7 @@ def publish(run: Path, step: int | None, repository: str | None, private: bool) 
     from recipe import card, push  # they take seconds to import
 
     step = complete_step(run, step)
-    folder, there, newest = run / "export" / f"card_step_{step}", exported(run, step), None
+    folder, there = run / "export" / f"card_step_{step}", exported(run, step)
     lacks = card.write(run, step, folder, there)
     if repository:
         newest = push.claim(repository, folder / card.CARD, private)
