@@ -95,7 +95,10 @@ def base_model(model: str) -> tuple[str | None, dict[str, str]]:
 
 
 def method(config: DictConfig) -> dict[str, Any]:
-    """Return in words what a config trains with: `kind`, `signal`, `hyperparameters`, and the `tags` of it."""
+    """Return in words what a config trains with: `kind`, `signal`, `hyperparameters`, and the `tags` of it.
+
+    It is not `rewarded` where a teacher takes the place of the reward, which then counts for the metrics alone.
+    """
     reward, estimator = (
         OmegaConf.select(config, key) for key in ("reward.custom_reward_function.path", "algorithm.adv_estimator")
     )
@@ -104,14 +107,16 @@ def method(config: DictConfig) -> dict[str, Any]:
     signal = "a rule reward" if is_ours else f"the reward `{shown(reward)}`" if reward else "verl's own reward"
     signal = f"{ESTIMATORS.get(estimator, f'the advantages `{estimator}`')} with {signal}"
     kind, tags = "reinforcement learning", [str(estimator).replace("_", "-"), "reinforcement-learning"]
+    rewarded = True
     if OmegaConf.select(config, "distillation.enabled"):
         teacher = f"the log-probabilities of the teacher `{shown(OmegaConf.select(config, f'{TEACHER}.model_path'))}`"
-        both = OmegaConf.select(config, "distillation.distillation_loss.use_task_rewards")
-        signal = f"{teacher} beside {signal}" if both else f"{teacher} in place of a reward"
-        kind, tags = "on-policy distillation", ["on-policy-distillation", *(tags if both else [])]
+        rewarded = bool(OmegaConf.select(config, "distillation.distillation_loss.use_task_rewards"))
+        signal = f"{teacher} beside {signal}" if rewarded else f"{teacher} in place of a reward"
+        kind, tags = "on-policy distillation", ["on-policy-distillation", *(tags if rewarded else [])]
     rate = OmegaConf.select(config, "actor_rollout_ref.actor.optim.lr_scheduler_type") or "constant"
     fixed = "fixed hyperparameters" if rate == "constant" else f"a learning rate that follows a schedule (`{rate}`)"
-    return {"kind": kind, "signal": signal, "hyperparameters": fixed, "tags": ["justrl", "verl", *tags]}
+    words = {"kind": kind, "signal": signal, "hyperparameters": fixed}
+    return words | {"rewarded": rewarded, "tags": ["justrl", "verl", *tags]}
 
 
 def training_files(run: Path, config: DictConfig) -> list[tuple[str, dict | None]]:
@@ -188,7 +193,7 @@ def context_of(run: Path, step: int, exported: Path | None) -> tuple[dict[str, A
     name, scored = OmegaConf.select(config, MODEL), f"step_{step}" in report.get("evaluations", {})
     base, stated = base_model(name)
     if not base and not (REPOSITORY / Path(name).expanduser()).is_dir():
-        lacks.append(f"the base model: {name} is no folder, and the hub has no such model or cannot be reached")
+        lacks.append(f"the base model: {name} is no folder here, and the hub has no such model or cannot be reached")
     lacks += [] if stated else ["a license: found no card of the base model that states one"]
     lacks += [f"the origin of {file}: it has no manifest" for file, made in context["data"] if not made]
     of_data = [made.get("sha256_out") for _, made in context["data"] if made]
@@ -206,10 +211,11 @@ def context_of(run: Path, step: int, exported: Path | None) -> tuple[dict[str, A
 def head_of(context: dict[str, Any]) -> ModelCardData:
     """Return the head of a card, which the hub and recipe.push read."""
     sources = [made.get("source") for _, made in context["data"] if made and made.get("revision")]
+    named = dict.fromkeys(source for source in sources if isinstance(source, str) and is_hub_id(source))
     keys: dict[str, Any] = {"license": "unknown"} | context["license"]
     return ModelCardData(
         base_model=context["base"],
-        datasets=[source for source in sources if isinstance(source, str) and is_hub_id(source)] or None,
+        datasets=list(named) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=context["method"]["tags"],

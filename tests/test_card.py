@@ -145,16 +145,17 @@ def test_scores_without_those_in_another_training_set_are_not_shown(run, tmp_pat
 
 
 def test_training_files_of_one_name_are_all_listed(run):
-    for folder, source in (("a", "lab/one"), ("b", "lab/two")):
+    for folder, source in (("a", "lab/one"), ("b", "lab/two"), ("c", "lab/two")):
         add_manifest(run / folder / "train.parquet", source=source)
-    configure(run, data__train_files=[str(run / name / "train.parquet") for name in "abc"])
+    configure(run, data__train_files=[str(run / name / "train.parquet") for name in "abcd"])
     text, head, lacks = write(run)
     assert head["datasets"] == ["lab/one", "lab/two"]
     assert [cells[1] for cells in rows(text) if cells[0] == "source"] == [
         "lab/one at commit c0ffee",
         "lab/two at commit c0ffee",
+        "lab/two at commit c0ffee",
     ]
-    assert "`train.parquet`, file 2 of 3:" in text
+    assert "`train.parquet`, file 2 of 4:" in text
     assert lacks.count("the origin of train.parquet: it has no manifest") == 1
 
 

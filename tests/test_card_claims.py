@@ -47,8 +47,8 @@ RL, OPD = "reinforcement learning", "on-policy distillation"
             "GRPO with a rule reward and fixed hyperparameters, in one stage.",
             ["grpo", "reinforcement-learning"],
         ),
-        ({ADVANTAGES: "rloo"}, RL, "RLOO with a rule reward and fixed", ["rloo", "reinforcement-learning"]),
-        ({ADVANTAGES: "own"}, RL, "the advantages `own` with a rule", ["own", "reinforcement-learning"]),
+        ({ADVANTAGES: "rloo"}, RL, "RLOO with a rule reward and fixed hyper", ["rloo", "reinforcement-learning"]),
+        ({ADVANTAGES: "own"}, RL, "the advantages `own` with a rule reward", ["own", "reinforcement-learning"]),
         (
             {SCHEDULE: "cosine"},
             RL,
@@ -75,6 +75,8 @@ def test_the_method_is_the_configs(run, values, kind, sentence, tags):
     text, head, _ = write(run)
     assert f" steps of {kind} with the [JustRL]" in text
     assert sentence in text.partition("## Scores")[0]
+    assert (["reward", "justrl.py"] in rows(text)) == ("a rule reward" in sentence)
+    assert any(cells[0] == "advantages" for cells in rows(text)) == ("in place of a reward" not in sentence)
     if tags:
         assert head["tags"] == ["justrl", "verl", *tags]
 
@@ -198,7 +200,7 @@ def test_a_hub_id_is_claimed_only_of_what_the_hub_has(run, hub, monkeypatch):
     text, head, lacks = write(run)
     assert "The model `ckpts/qwen` after" in text
     assert "base_model" not in head
-    assert "the base model: ckpts/qwen is no folder, and the hub has no such model" in "\n".join(lacks)
+    assert "the base model: ckpts/qwen is no folder here, and the hub has no such model" in "\n".join(lacks)
     for files in ({card.CARD: b"---\nlicense: mit\n---\n"}, {"config.json": b"{}"}):
         hub.repositories.clear()
         hub.add("ckpts/qwen", "theirs", files)
