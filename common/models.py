@@ -16,6 +16,12 @@ def is_hub_id(model: str) -> bool:
     return model.count("/") == 1 and not (folder.is_dir() or folder.is_absolute() or model.startswith((".", "models/")))
 
 
+def public_name(text: str) -> str:
+    """Return what others may read of a model or file: of a path its name; a hub id or web address as it is."""
+    is_path = "/" in text and not text.startswith(("http://", "https://"))
+    return Path(text).name if is_path and (text.startswith("~") or not is_hub_id(text)) else text
+
+
 def check_model(path: str | None, tokens: int = 0) -> None:
     """Check that a model is a folder with a config, a tokenizer and a long enough context, or looks like a hub id.
 

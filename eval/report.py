@@ -17,9 +17,13 @@ import argparse
 import json
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from common.command import run as run_command
 from common.files import write_text
+from common.processes import REPOSITORY
 from data_prep.benchmarks import ALL, SUITES
+from data_prep.rows import manifest_path
 from eval import sections
 from eval.figures import draw_lengths, draw_pass_at_k, draw_scores
 from eval.published import PUBLISHED
@@ -29,6 +33,7 @@ from eval.samples import find_samples
 from eval.side_by_side import first_samples, write_pairs
 from eval.suites import of_suite
 from eval.tables import Table, listed, render_markdown, render_page
+from recipe.monitor.config import read_config
 from recipe.monitor.report import training_section
 
 AXES = runs_report.AXES
@@ -60,10 +65,25 @@ def draw(results: Results, scores: dict[str, dict], folder: Path) -> list[str]:
     return drawn
 
 
-def evaluation_context(
-    scores: dict[str, dict], folder: Path, manifest: Path | None, row: str | None
-) -> tuple[dict, dict[str, Table]]:
-    """Return what the template shows of evaluations, their figures drawn into `folder`, and the tables by name."""
+def default_manifest(folders: list[Path]) -> Path | None:
+    """Return where the manifest of the one training file of these runs is, None if they have several, else DAPO's."""
+    runs = [folder for folder in folders if (folder / "config.yaml").is_file()]
+    files: set[str] = set()
+    for run in runs:
+        config = read_config(run / "config.yaml")
+        listed = OmegaConf.select(config, "data.train_files", throw_on_resolution_failure=False)
+        files.update([listed] if isinstance(listed, str) else map(str, listed if OmegaConf.is_list(listed) else ()))
+    if not runs:
+        return sections.MANIFEST
+    return manifest_path(REPOSITORY / Path(files.pop()).expanduser()) if len(files) == 1 else None
+
+
+def evaluation_context(scores: dict[str, dict], folder: Path, clean: dict, row: str | None) -> tuple[dict, dict]:
+    """Return what the template shows of evaluations, their figures drawn into `folder`, and the tables by name.
+
+    Args:
+        clean: what `sections.clean` returned of them.
+    """
     results = Results(scores)
     by_row = {row: results.scores(row, results.track) for row in results.rows}
     context = {
@@ -74,14 +94,14 @@ def evaluation_context(
         "differences": [sections.difference(results, model) for model in results.models[1:]],
         "published": sections.published(scores, row),
         "source": PUBLISHED["source"],
-        "clean": sections.clean(scores, manifest),
+        "clean": clean,
         "failing": sections.failing_tracks(results),
     }
     tables = {
         "scores": Table([{"benchmark": results.label(row), **cells} for row, cells in by_row.items()]),
         **{found["name"]: found["table"] for found in context["differences"]},
         **{f"{found['model']} beside the published": found["table"] for found in context["published"]},
-        "clean": context["clean"].get("table"),
+        "clean": clean.get("table"),
         "tracks": sections.track_table(results),
         "judge": sections.judge_table(results),
         "attempts": sections.attempt_table(results),
@@ -106,7 +126,7 @@ def write(
     """Write a report and return its folder.
 
     Args:
-        manifest: of the training set.
+        manifest: of the training set, in place of the one beside a run's own training file.
         row: of the published table, to put the last model beside.
         suite: whose benchmarks are reported.
     """
@@ -115,9 +135,12 @@ def write(
     found = find(folders)
     title = alone.resolve().name if alone else listed(found)
     scores = of_suite({name: load(evaluation) for name, evaluation in found.items()}, suite)
-    context, tables = evaluation_context(scores, folder, manifest, row) if scores else ({}, {})
+    clean = sections.clean(scores, manifest, default_manifest(folders)) if scores else {}
+    context, tables = evaluation_context(scores, folder, clean, row) if scores else ({}, {})
     values = {name: table.rows for name, table in tables.items()}
     numbers = {"title": title, "units": UNITS, "tables": values} | ({"evaluations": scores} if scores else {})
+    if clean:
+        numbers["manifest"] = {"name": clean["manifest"].name, "sha256_out": clean["sha256_out"]}
     is_run = bool(alone and graded_checkpoints(alone))
     runs = by_name({run: run.name for run in folders})
     trainings = [(name, section) for name, run in runs.items() if (section := training_section(run, folder, name))]
@@ -145,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folder of a run or an evaluation")
     parser.add_argument("--output", type=Path, help="folder to write to; needed with several folders")
-    manifest = f"manifest of the training set (default: {sections.MANIFEST}, where it exists)"
+    manifest = f"manifest of the training set (default: of a run its own, else {sections.MANIFEST}, if it exists)"
     parser.add_argument("--manifest", type=Path, help=manifest)
     parser.add_argument("--published", metavar="MODEL", help="row of the paper's table to put the last model beside")
     parser.add_argument("--suite", choices=SUITES, default=ALL, help="whose benchmarks are reported (%(default)s)")

@@ -96,12 +96,20 @@ def published(scores: dict[str, dict], named: str | None) -> list[dict]:
     ]
 
 
-def clean(scores: dict[str, dict], required: Path | None) -> dict:
-    """Return the scores without the problems that the training set's manifest lists: `manifest`, and `table` if any.
+def clean(scores: dict[str, dict], required: Path | None, default: Path | None = None) -> dict:
+    """Return the scores without the problems that the training set's manifest lists, and which manifest that is.
 
-    `known` are the benchmarks that the manifest has, and `unknown` those that it has not.
+    Args:
+        required: the manifest; ValueError if it has none of the benchmarks.
+        default: the manifest without `required`, if it exists.
+
+    Returns:
+        `manifest`, its `sha256_out`, the benchmarks that it has (`known`) and has not (`unknown`), and `table` if any
+        problem is left out; nothing without a manifest.
     """
-    path = required or MANIFEST
+    path = required or default
+    if path is None:
+        return {}
     manifest = read_json(path, shape=SHAPES["manifest"], fix="prepare it again") if required or path.exists() else {}
     parts = manifest.get("contamination") or {}
     results = Results(scores, among=parts)
@@ -110,7 +118,12 @@ def clean(scores: dict[str, dict], required: Path | None) -> dict:
             raise ValueError(f"{path}: has none of these benchmarks; prepare the training set with --benchmarks")
         return {}
     common = set.intersection(*({*given["tasks"]} for given in scores.values()))
-    shown = {"manifest": path, "known": list(results.tasks), "unknown": in_order(common - {*parts})}
+    shown = {
+        "manifest": path,
+        "sha256_out": manifest.get("sha256_out"),
+        "known": list(results.tasks),
+        "unknown": in_order(common - {*parts}),
+    }
     copies = {problem for part in parts.values() for problem in part["problem_ids"]}
     if not copies or manifest.get("settings", {}).get("decontaminate") == "drop":
         return shown

@@ -15,6 +15,7 @@ from pathlib import Path
 from common.command import run as run_command
 from common.command import within
 from common.files import sha256
+from common.models import public_name
 from data_prep.dapo import content_id, ground_truth_fault
 from data_prep.normalise import canonical
 from data_prep.rows import read_manifest, read_problem_rows, row, write_rows
@@ -74,8 +75,14 @@ def select(folder: Path, bench: Path, low: float, high: float, output: Path) -> 
     if not kept:
         raise ValueError(f"{folder}: no problem is solved {low:.0%} to {high:.0%} of the time: {outcome}")
     settings = {task: settings_of(path, task) for task, path in files.items()}
-    sampled = {task: {name: settings[task].get(name) for name in ("model", "samples", *PROTOCOL)} for task in files}
-    manifest = {"source": sampled, "sha256_in": {path.name: sha256(path) for path in files.values()}}
+    sampling = {task: {name: settings[task].get(name) for name in ("samples", *PROTOCOL)} for task in files}
+    for task, given in sampling.items():  # a manifest has no machine's paths
+        given["model"] = public_name(settings[task]["model"])
+    manifest = {
+        "source": ", ".join(files),
+        "sampling": sampling,
+        "sha256_in": {path.name: sha256(path) for path in files.values()},
+    }
     manifest |= {"settings": {"between": [low, high]}, "rows_in": outcomes.total(), "outcomes": dict(outcomes)}
     manifest["fractions"] = {key: fractions[kept[key]] for key in sorted(kept)}
     write_rows(output, [row(DATA_SOURCE, *kept[key], key, "train") for key in sorted(kept)], manifest)

@@ -44,11 +44,16 @@ def arms(config: DictConfig) -> list[str]:
     return sorted(set(allow) & set(arm_names())) if isinstance(allow, Mapping) else []
 
 
-def missing_arm(config: DictConfig) -> str:
-    """Return a name in `justrl.allow` of a run's config that neither an arm nor a config has any more, "" if none."""
+def missing_arms(config: DictConfig) -> list[str]:
+    """List the names in `justrl.allow` of a run's config that neither an arm nor a config has any more, sorted."""
     allow = OmegaConf.select(config, "justrl.allow")
     known = {*arm_names(), *(path.stem for path in FOLDER.parent.glob("*.yaml"))}
-    return min(set(allow) - known, default="") if isinstance(allow, Mapping) else ""
+    return sorted(set(allow) - known) if isinstance(allow, Mapping) else []
+
+
+def missing_arm(config: DictConfig) -> str:
+    """Return the first of `missing_arms`, "" if there is none."""
+    return next(iter(missing_arms(config)), "")
 
 
 def title(name: str) -> str:

@@ -3,7 +3,7 @@
 Prints the exported folder, `<run>/export/step_<N>`, and keeps it if it is newer than the checkpoint. verl's model
 merger does the work and saves bfloat16 weights. With --push the model goes to the Hugging Face hub, with a card made
 from the run's files; the same command continues after an interruption, and another --step is another commit. A
-repository that has anything else is refused.
+repository that has anything else is refused, and with --private a public one.
 
 example: python -m recipe.export outputs/demo --step 20 --push ORG/NAME --private
 """
@@ -33,6 +33,13 @@ def complete_step(run: Path, step: int | None) -> int:
     return step
 
 
+def exported(run: Path, step: int) -> Path | None:
+    """Return the folder of an exported checkpoint; None where there is none, or one of an older checkpoint."""
+    config, saved = run / "export" / f"step_{step}" / "config.json", run / "checkpoints" / f"global_step_{step}"
+    is_newer = config.is_file() and config.stat().st_mtime > (saved / "data.pt").stat().st_mtime
+    return config.parent if is_newer else None
+
+
 def export(run: Path, step: int | None) -> Path:
     """Export `step`, or the newest complete checkpoint, and return the folder.
 
@@ -41,10 +48,9 @@ def export(run: Path, step: int | None) -> Path:
         Failure: verl's merger failed; its last lines are in the message.
     """
     step = complete_step(run, step)
+    if there := exported(run, step):
+        return there
     checkpoint, target = run / "checkpoints" / f"global_step_{step}", run / "export" / f"step_{step}"
-    exported = target / "config.json"
-    if exported.is_file() and exported.stat().st_mtime > (checkpoint / "data.pt").stat().st_mtime:
-        return target
     saved_by(checkpoint)
     with run_lock(target.parent):
         aside = target.with_name(f".{target.name}")
@@ -64,17 +70,32 @@ def publish(run: Path, step: int | None, repository: str | None, private: bool) 
     from recipe import card, push  # they take seconds to import
 
     step = complete_step(run, step)
-    folder = run / "export" / f"card_step_{step}"
-    lacks = card.write(run, step, folder)
-    newest = push.claim(repository, folder / card.CARD, private) if repository else None
+    folder, there = run / "export" / f"card_step_{step}", exported(run, step)
+    lacks = card.write(run, step, folder, there)
+    if repository:
+        newest = push.claim(repository, folder / card.CARD, private)
+        target = export(run, step)
+        if not there:  # now it can be seen whether the scores are of these weights
+            lacks = card.write(run, step, folder, target)
+        newest = newest or push.create(repository, private)
     for lack in lacks:  # now that nothing is refused, which is one line alone
         print(f"  note: the card lacks {lack}", file=sys.stderr)
     print(folder / card.CARD)
     if repository:
-        target = export(run, step)
         with run_lock(target.parent):
+            for name in card.FIGURES:  # of an earlier card
+                (target / name).unlink(missing_ok=True)
             shutil.copytree(folder, target, dirs_exist_ok=True)
             print(push.upload(target, repository, f"Step {step} of {run.resolve().name}", newest))
+
+
+def repository_name(text: str) -> str:
+    """Parse ORG/NAME."""
+    if text.count("/") != 1 or not all(text.split("/")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give ORG/NAME, an organisation or user of the hub and a model's name"
+        )
+    return text
 
 
 def main() -> None:
@@ -82,10 +103,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run, outputs/<experiment>")
     parser.add_argument("--step", type=int, help="default: the newest complete checkpoint")
     push = "upload the model with a card to this repository of the hub; needs a token (hf auth login, or HF_TOKEN)"
-    parser.add_argument("--push", metavar="ORG/NAME", help=push)
-    parser.add_argument("--private", action="store_true", help="if --push makes the repository, make it private")
+    parser.add_argument("--push", type=repository_name, metavar="ORG/NAME", help=push)
+    private = "if --push makes the repository, make it private; one that is public is refused"
+    parser.add_argument("--private", action="store_true", help=private)
     parser.add_argument("--dry-run", action="store_true", help="write the card alone, to <run>/export/card_step_<N>")
     args = parser.parse_args()
+    if args.private and not args.push:
+        raise ValueError("--private is for --push ORG/NAME; give both, or neither")
     if args.push or args.dry_run:
         publish(args.run, args.step, None if args.dry_run else args.push, args.private)
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import yaml
 from huggingface_hub import HfApi, ModelCard, get_token
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from common.command import Failure, first_line
 from recipe.card import CARD, RUN_KEY
@@ -40,27 +41,43 @@ def run_id(card: Path) -> str | None:
 
 
 def claim(repository: str, card: Path, private: bool) -> str | None:
-    """Make a repository, or check that it is empty or has models of the card's run; return its newest commit."""
-    if repository.count("/") != 1:
-        raise ValueError(f"--push {repository}: give ORG/NAME, an organisation or user of the hub and a model's name")
+    """Check that a repository is empty or has models of the card's run; return its newest commit, None if missing.
+
+    With `private` it must not be public: what is there keeps its visibility.
+    """
     if not get_token():
         raise ValueError("no token for the Hugging Face hub; run hf auth login, or set HF_TOKEN")
     api = HfApi()
     with hub_errors(repository):
-        api.create_repo(repository, private=private or None, exist_ok=True)
-        info = api.model_info(repository)
+        try:
+            info = api.model_info(repository)
+        except RepositoryNotFoundError:  # also of another's that is private, which `create` is refused
+            return None
         files = {file.rfilename for file in info.siblings or ()} - {".gitattributes"}
         found = run_id(Path(api.hf_hub_download(repository, CARD, revision=info.sha))) if CARD in files else None
     if files and found != run_id(card):
         owner = f"the model of another run ({found})" if found else "files that are no run's"
         raise ValueError(f"{repository}: has {owner}, and this run is {run_id(card)}; push to another ORG/NAME")
+    if private and not info.private:
+        raise ValueError(f"{repository}: is public; make it private in its settings on the hub, or leave out --private")
     return info.sha
+
+
+def create(repository: str, private: bool) -> str | None:
+    """Make a repository, if not `private` as its organisation has it by default; return its first commit."""
+    with hub_errors(repository):
+        HfApi().create_repo(repository, private=private or None)
+        return HfApi().model_info(repository).sha
 
 
 def upload(folder: Path, repository: str, message: str, parent: str | None) -> str:
     """Upload a model's folder as a commit after `parent`; return its address. What the hub has is not sent again."""
     with hub_errors(repository):
         done = HfApi().upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message, parent_commit=parent, ignore_patterns=".*"
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=message,
+            parent_commit=parent,
+            ignore_patterns=[".*", "*/.*"],
         )
     return done.commit_url

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +30,7 @@ from recipe.monitor.health import RuleWarning, Warnings
 from recipe.monitor.memory_growth import MemoryWatch
 from recipe.monitor.metrics import StepLines, format_metrics, read_log, read_metrics, step_seconds, validation_accuracy
 from recipe.preflight import run_folder
+from recipe.run_id import give_id
 from recipe.software import software
 from recipe.watchdog import Stall, Watchdog
 
@@ -124,8 +125,14 @@ class Progress:
         return bool(self.asked_at) and stop.exists() and stop.stat().st_mtime_ns == self.asked_at
 
 
-def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, events: Events) -> Stall | None:
-    """Follow a driver until it ends, or return the hang of its run."""
+def follow(
+    driver: subprocess.Popen,
+    record: ProcessRecord,
+    progress: Progress,
+    events: Events,
+    details: dict[str, Any],
+) -> Stall | None:
+    """Follow a driver until it ends, or return the hang of its run; `details` are for the event of its first step."""
     waiting = WaitingLine("starting Ray, the FSDP actor and the vLLM rollout")
     started, stall = time.monotonic(), None
     while driver.poll() is None and not stall:
@@ -136,7 +143,7 @@ def follow(driver: subprocess.Popen, record: ProcessRecord, progress: Progress, 
             waiting.tick()
         elif started:
             seconds = round(time.monotonic() - started, 1)
-            events.record(STARTED, step=min(progress.seen), start_seconds=seconds, **software())
+            events.record(STARTED, step=min(progress.seen), start_seconds=seconds, **details)
             started = 0.0
         time.sleep(POLL_SECONDS)
         stall = progress.watchdog.look()
@@ -157,6 +164,8 @@ def supervise(config: DictConfig, step: int, record: ProcessRecord, log, journal
     folder, keep = run_folder(config), config.trainer.max_actor_ckpt_to_keep
     on_cpu = config.trainer.device == "cpu" and not os.environ.get("RAY_ADDRESS")
     shutil.rmtree(folder / heartbeat.FOLDER, ignore_errors=True)
+    give_id(folder)
+    installed = software()  # now, as git may take long, or files may be changed while the run starts
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(scratch(folder))
         variables = environment(config, temporary)
@@ -179,7 +188,7 @@ def supervise(config: DictConfig, step: int, record: ProcessRecord, log, journal
                 preexec_fn=end_with_parent,
             )
             progress = Progress(config, keep, log, journal.alerts, restarts > 0)
-            stall = follow(driver, record, progress, journal.events)
+            stall = follow(driver, record, progress, journal.events, installed)
             if stall:
                 return report_stall(config, str(stall))
             return Result(driver.returncode, memory_full=progress.ends_for_memory)

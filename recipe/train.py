@@ -29,7 +29,7 @@ from common.locks import run_lock
 from common.machine import device
 from common.processes import REPOSITORY, ProcessRecord
 from common.progress import cause
-from recipe import alert, attention, preflight
+from recipe import alert, attention, preflight, run_id
 from recipe.alert import Alerts
 from recipe.check import add_arguments, compare, flat, require_paper
 from recipe.checkpoints import DISCARDED, STOP, TRACKER, check_ranks, complete_checkpoints, reconcile
@@ -43,6 +43,7 @@ from recipe.restarts import DONE, FAILED, FULL, STALLED, STOPPED, Ended, Restart
 from recipe.supervise import STOPPING_SIGNALS, Journal, Result, supervise
 
 FILES = ("metrics.jsonl", DISCARDED, EVENTS, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP)
+FILES += (run_id.FILE,)
 FULL_BYTES = 1 << 20  # less free space than this after a failure means that it was the disk
 KEYS_SHOWN = 20
 PAUSE_SECONDS = 60.0  # before a restart, if no step was finished

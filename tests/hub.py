@@ -79,7 +79,8 @@ class Models:
             by_revision = {commit.oid: commit for commit in commits} | {"main": commits[-1]}
             if path in (f"/api/models/{repository}", f"/api/models/{repository}/revision/main"):
                 siblings = [{"rfilename": name} for name in commits[-1].files]
-                return 200, {"id": repository, "sha": commits[-1].oid, "siblings": siblings}, {}
+                info = {"id": repository, "sha": commits[-1].oid, "private": repository in self.private}
+                return 200, info | {"siblings": siblings}, {}
             for revision, commit in by_revision.items():
                 if path == f"/api/models/{repository}/tree/{revision}":
                     return 200, listing(commit.files), {}

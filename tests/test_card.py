@@ -7,13 +7,12 @@ import pytest
 from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 
-from eval import report
+from common.models import model_digest
+from eval import report, sections
 from eval.tables import percent, signed_percent
 from recipe import card
 from recipe.check import compare
-from recipe.monitor.metrics import read_log
-from tests.test_push import hub  # noqa: F401
-from tests.test_report import make_run
+from tests.test_report import evaluation, make_run
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +38,26 @@ def configure(run, **values):
     OmegaConf.save(config, run / "config.yaml")
 
 
-def write(run, step=3):
+def change_report(run, **values):
+    """Change values of the evaluation of step 3 in a run's report."""
+    made = json.loads((run / "report.json").read_text())
+    made["evaluations"]["step_3"] |= values
+    (run / "report.json").write_text(json.dumps(made))
+
+
+def add_manifest(path, **values):
+    """Write a manifest beside a training file and return its path."""
+    parts = {"demo": {"problems": 4, "exact": 1, "near": 2, "problem_ids": ["demo-0"]}}
+    made = {"source": "lab/problems", "revision": "c0ffee", "rows_in": 9, "rows_out": 7, "sha256_out": "1234"}
+    made |= {"dropped": {"copies": {"count": 2}}, "contamination": parts} | values
+    path.parent.mkdir(exist_ok=True)
+    (found := path.with_name(f"{path.stem}.manifest.json")).write_text(json.dumps(made))
+    return found
+
+
+def write(run, step=3, exported=None):
     """Write a card; return its text, its head, and what it lacks."""
-    lacks = card.write(run, step, run / "card")
+    lacks = card.write(run, step, run / "card", exported)
     text = (run / "card" / card.CARD).read_text()
     return text, ModelCard(text).data.to_dict(), lacks
 
@@ -79,23 +95,24 @@ def test_the_figures_are_beside_the_card(reported):
 
 def test_scores_of_another_step_are_not_shown(run):
     text, head, lacks = write(run)
-    assert "This step has not been evaluated." in text
+    assert "These weights have not been evaluated." in text
     assert lacks[0].startswith(f"scores of step 3: {run}/report.json has none;")
     report.write([run])
     text, head, lacks = write(run, step=2)
-    assert (head["justrl_step"], "This step has not been evaluated." in text) == (2, True)
+    assert (head["justrl_step"], "These weights have not been evaluated." in text) == (2, True)
     assert lacks[0].startswith("scores of step 2: ")
     assert "after 2 of 20 steps" in text
     assert "Of the whole run, 3 steps" in text
 
 
 def test_scores_without_those_in_the_training_set(run, no_pictures):
-    parts = {"demo": {"problems": 4, "exact": 1, "near": 2, "problem_ids": ["demo-0"]}}
-    manifest = {"source": "lab/problems", "revision": "c0ffee", "rows_in": 9, "rows_out": 7, "sha256_out": "1234"}
-    manifest |= {"dropped": {"copies": {"count": 2}}, "contamination": parts}
-    (run / "train.manifest.json").write_text(json.dumps(manifest))
+    add_manifest(run / "train.parquet")
     configure(run, data__train_files=str(run / "train.parquet"))
-    report.write([run], manifest=run / "train.manifest.json")
+    report.write([run])
+    assert json.loads((run / "report.json").read_text())["manifest"] == {
+        "name": "train.manifest.json",
+        "sha256_out": "1234",
+    }
     text, head, lacks = write(run)
     assert head["datasets"] == ["lab/problems"]
     found = rows(text)
@@ -104,7 +121,76 @@ def test_scores_without_those_in_the_training_set(run, no_pictures):
     assert ["demo", "1", "2", "4"] in found
     (row,) = read_tables(run)["clean"]
     assert [row["benchmark"], "1", percent(row["base"]), percent(row["step_3"])] in found
-    assert not any("manifest" in lack for lack in lacks)
+    assert not any("manifest" in lack or "training set" in lack for lack in lacks)
+
+
+def test_scores_without_those_in_another_training_set_are_not_shown(run, tmp_path, monkeypatch, no_pictures):
+    """The report's default is DAPO's manifest, whatever else a run was trained on."""
+    monkeypatch.setattr(sections, "MANIFEST", add_manifest(tmp_path / "dapo" / "train.parquet"))
+    configure(run, data__train_files=str(run / "train.parquet"))
+    report.write([run])
+    assert "clean" not in read_tables(run), "the run's file has no manifest"
+    add_manifest(run / "train.parquet", sha256_out="5678")
+    for given, shown in ((sections.MANIFEST, False), (None, True)):
+        report.write([run], manifest=given)
+        text, _, lacks = write(run)
+        assert "clean" in read_tables(run)
+        assert ("Without those problems" in text, any("another training set" in lack for lack in lacks)) == (
+            shown,
+            not shown,
+        )
+    configure(run, data__train_files=[str(run / "train.parquet"), str(run / "more.parquet")])
+    report.write([run], manifest=run / "train.manifest.json")
+    assert "Without those problems" not in write(run)[0], "the manifest of one of two files"
+
+
+def test_training_files_of_one_name_are_all_listed(run):
+    for folder, source in (("a", "lab/one"), ("b", "lab/two"), ("c", "lab/two")):
+        add_manifest(run / folder / "train.parquet", source=source)
+    configure(run, data__train_files=[str(run / name / "train.parquet") for name in "abcd"])
+    text, head, lacks = write(run)
+    assert head["datasets"] == ["lab/one", "lab/two"]
+    assert [cells[1] for cells in rows(text) if cells[0] == "source"] == [
+        "lab/one at commit c0ffee",
+        "lab/two at commit c0ffee",
+        "lab/two at commit c0ffee",
+    ]
+    assert "`train.parquet`, file 2 of 4:" in text
+    assert lacks.count("the origin of train.parquet: it has no manifest") == 1
+
+
+def test_scores_of_other_weights_are_left_out(run, no_pictures):
+    """The same step may have been trained again in the same folder since it was evaluated."""
+    report.write([run])
+    exported, meta = run / "export" / "step_3", run / "eval" / "step_3" / "demo.meta.json"
+    exported.mkdir(parents=True)
+    (exported / "model.safetensors").write_bytes(b"weights")
+    for sampled, of_these in ((model_digest(str(exported)), True), (None, True), ("another", False)):
+        meta.write_text(json.dumps({"files": sampled}))
+        text, _, lacks = write(run, exported=exported)
+        assert ("These weights have not been evaluated." in text, "scores.png" in text) == (not of_these, of_these)
+        assert (run / "card" / "scores.png").exists() == of_these
+        (lack,) = [lack for lack in lacks if "weights" in lack] or [""]
+        assert lack.partition(":")[0] == {
+            "another": "scores of step 3",
+            None: "a check that the scores are of these weights",
+        }.get(sampled, "")
+    assert "a check that the scores are of these weights: its model is not exported" in "".join(write(run)[2])
+
+
+def test_scores_of_an_older_evaluation_are_left_out(run, no_pictures):
+    """A step that was evaluated again, or is to be, before its report was written again."""
+    report.write([run])
+    assert "scores.png" in write(run)[0]
+    scores = evaluation(run / "eval" / "step_3", "outputs/demo/export/step_3", {"demo": [1, 1, 0, 0], "more": [1]})
+    older = f"scores of step 3: those in {run}/report.json are not those in {run}/eval/step_3; once it is evaluated,"
+    text, _, lacks = write(run)
+    assert ("These weights have not been evaluated." in text, lacks[0].startswith(older)) == (True, True)
+    report.write([run])
+    assert "scores.png" in write(run)[0], "of the report's benchmarks, be they fewer"
+    (scores / "scores.json").unlink()
+    text, _, lacks = write(run)
+    assert ("These weights have not been evaluated." in text, lacks[0].startswith(older)) == (True, True)
 
 
 def test_differences_are_those_of_the_check(run):
@@ -115,81 +201,7 @@ def test_differences_are_those_of_the_check(run):
     assert {cells[0] for cells in rows(text) if len(cells) == 4 and cells[0].startswith("`")} == differing
     assert ["`data.train_batch_size`", "256", "32", "prompts per step"] in rows(text)
     (run / "check.txt").write_text("key ...\n91 values checked: 14 differ and are allowed\n")
-    assert "the check of the last start had: 91 values checked: 14 differ and are allowed." in write(run)[0]
-
-
-def test_arms_are_named(run):
-    configure(run, justrl__allow__gspo=["actor_rollout_ref.actor.policy_loss.loss_mode"])
-    text, *_ = write(run)
-    assert "- GSPO: one length-normalised ratio per response" in text
-    assert "with the tricks listed below" in text
-
-
-def test_a_card_is_public(run):
-    secret = "/home/somebody"
-    configure(run, justrl__alert=f"curl {secret}", trainer__default_local_dir=f"{secret}/run/checkpoints")
-    configure(run, actor_rollout_ref__model__path=f"{secret}/base", data__train_files=f"{secret}/train.parquet")
-    configure(run, reward__custom_reward_function__path=f"{secret}/checkout/reward/justrl.py")
-    text, head, lacks = write(run)
-    assert secret not in text
-    assert "The local model `base` after" in text
-    assert "base_model" not in head
-    assert not [cells for cells in rows(text) if cells[0] == "`reward.custom_reward_function.path`"]
-    assert "the origin of train.parquet: it has no manifest" in lacks
-    assert "`train.parquet` has no manifest" in text
-
-
-def test_a_run_keeps_its_id_and_another_has_its_own(run):
-    first = write(run)[1][card.RUN_KEY]
-    by_step, _ = read_log(run / "metrics.jsonl")
-    with open(run / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"step": 4, "data": by_step[3]}) + "\n")
-    configure(run, trainer__nnodes=8, trainer__total_training_steps=40, data__train_files="moved.parquet")
-    assert write(run, step=4)[1][card.RUN_KEY] == first
-    configure(run, trainer__experiment_name="other")
-    assert write(run)[1][card.RUN_KEY] != first
-    configure(run, trainer__experiment_name="demo")
-    assert write(run)[1][card.RUN_KEY] == first
-    lines = (
-        (run / "metrics.jsonl").read_text().replace('"val-aux/num_turns/mean": 2.0', '"val-aux/num_turns/mean": 3.0')
-    )
-    (run / "metrics.jsonl").write_text(lines)
-    assert write(run)[1][card.RUN_KEY] != first
-
-
-def test_the_license_is_the_base_models(tmp_path, hub):  # noqa: F811
-    assert card.base_model(str(tmp_path)) == (None, {})
-    (tmp_path / card.CARD).write_text("---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n")
-    own = {"license": "other", "license_name": "own", "license_link": "LICENSE"}
-    assert card.base_model(str(tmp_path)) == (None, own)
-    backbone = tmp_path / "DeepSeek-R1-Distill-Qwen-1.5B"
-    backbone.mkdir()
-    known = f"deepseek-ai/{backbone.name}"
-    assert card.base_model(str(backbone)) == (known, {}), "the hub has no such model"
-    hub.add(known, "theirs", {card.CARD: b"---\nlicense: mit\n---\n"})
-    assert card.base_model(str(backbone)) == (known, {"license": "mit"})
-    assert card.base_model(known) == (known, {"license": "mit"})
-    hub.add(known, "damaged", {card.CARD: b"---\nlicense: [mit\n---\n"})
-    assert card.base_model(known) == (known, {})
-
-
-def test_an_unknown_license_is_said(run):
-    text, head, lacks = write(run)
-    assert head["license"] == "unknown"
-    assert "Unknown: no card of the base model that states one was found." in text
-    assert "a license: found no card of the base model that states one" in lacks
-
-
-def test_versions_are_the_runs_where_it_recorded_them(run):
-    text, *_ = write(run)
-    assert "The run did not record any; these are of the environment that wrote this card: verl 0.9.1, " in text
-    events = [{"versions": {"verl": "0.8"}, "commit": "1"}, {"versions": {"verl": "0.8.5"}, "commit": "abc-dirty"}]
-    lines = [json.dumps({"time": "2026", "event": "started"} | event) for event in events]
-    lines += [json.dumps({"time": "2026", "event": "restart", "seconds_lost": 120})]
-    (run / "events.jsonl").write_text("\n".join(lines) + "\n")
-    text, *_ = write(run)
-    assert "Restarts: 1, which cost 2 min." in text
-    assert "Recorded when the run last started: verl 0.8.5, commit abc of the recipe with uncommitted changes." in text
+    assert "the check of the last start printed: 91 values checked: 14 differ and are allowed." in write(run)[0]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +215,9 @@ def test_versions_are_the_runs_where_it_recorded_them(run):
         '{"tables": {}, "evaluations": {"step_3": {"track": "official"}}}',
         '{"tables": {"scores": [{"benchmark": "demo", "step_3": {"value": 1}}], "tracks": []}, "evaluations": {}}',
         '{"tables": {"scores": [], "tracks": [{"benchmark": "demo"}]}, "evaluations": {}}',
+        '{"tables": {}, "manifest": 1}',
+        '{"tables": {"scores": [], "tracks": []}, "evaluations": {"step_3": {"track": "official", "judge": {}}}}',
+        '{"tables": {"scores": [], "tracks": []}, "evaluations": {"step_3": {"track": "a", "protocol": {"demo": 1}}}}',
     ],
 )
 def test_a_damaged_report_is_one_line_with_the_fix(run, content):
@@ -212,9 +227,43 @@ def test_a_damaged_report_is_one_line_with_the_fix(run, content):
     assert not (run / "card" / card.CARD).exists()
 
 
-def test_a_run_without_steps_is_refused(run):
-    (run / "metrics.jsonl").unlink()
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dropped": {"copies": 2}},
+        {"dropped": {"copies": {}}},
+        {"dropped": []},
+        {"contamination": {"demo": 1}},
+        {"settings": 1},
+        {"revision": 1},
+        {"sha256_out": [1]},
+    ],
+)
+def test_a_damaged_manifest_is_one_line_with_the_fix(run, values):
+    path = add_manifest(run / "train.parquet", **values)
+    configure(run, data__train_files=str(run / "train.parquet"))
+    with pytest.raises(ValueError, match=rf"^{path}: .*; prepare the data again, or move this file away$"):
+        write(run)
+
+
+def test_a_damaged_config_is_one_line(run):
+    configure(run, data__train_files=5)
     with pytest.raises(
-        ValueError, match=r"run: a card needs a training step in metrics\.jsonl and .*; is it a run's\?$"
+        ValueError, match=rf"^{run}/config\.yaml: damaged \(.*\); each start of the run writes it anew$"
     ):
+        write(run)
+    configure(run, data__train_files="${absent.key}")
+    with pytest.raises(
+        ValueError, match=rf"^{run}/config\.yaml: damaged \(.*\); each start of the run writes it anew$"
+    ):
+        write(run)
+
+
+def test_what_is_no_run_is_refused(run):
+    (run / "metrics.jsonl").unlink()
+    give = r"give the folder of a run, outputs/<experiment>$"
+    with pytest.raises(ValueError, match=rf"^{run}: a card needs a training step in metrics\.jsonl and .*; {give}"):
+        write(run)
+    (run / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=rf"^{run}: has no config\.yaml; {give}"):
         write(run)

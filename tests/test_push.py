@@ -9,8 +9,9 @@ import pytest
 from huggingface_hub import constants
 
 from common.command import Failure
+from recipe import export
 from recipe.card import CARD, RUN_KEY
-from recipe.push import claim, upload
+from recipe.push import claim, create, upload
 from tests.conftest import HANGING_SECONDS, ROOT
 from tests.hub import ORGANISATION, TOKEN, Models, local_hub
 from tests.test_checkpoints import checkpoint
@@ -49,7 +50,8 @@ def folder(tmp_path):
 
 
 def push(folder, repository=REPOSITORY, private=False, message="Step 3 of run"):
-    return upload(folder, repository, message, claim(repository, folder / CARD, private))
+    newest = claim(repository, folder / CARD, private) or create(repository, private)
+    return upload(folder, repository, message, newest)
 
 
 def command(run, *arguments, **variables):
@@ -68,14 +70,16 @@ def test_from_a_folder_of_a_run_to_a_model_on_the_hub(hub, tmp_path):
     checkpoint(run / "checkpoints", 3)
     exported = run / "export" / "step_3"
     exported.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
+    names = {"config.json", "model.safetensors"}
+    for name in (*names, ".hidden"):
         (exported / name).write_text(name)
+    (run / "train.log").write_text("not for the hub")
     dry = command(run, "--dry-run", "--push", REPOSITORY, HF_TOKEN="")
     assert (dry.returncode, dry.stdout) == (0, f"{run}/export/card_step_3/{CARD}\n"), dry.stderr
     assert not hub.requests
     refused = command(run, "--push", "nobody/model")
     assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
-    assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
+    assert {path.name for path in exported.iterdir()} == names | {".hidden"}
     done = command(run, "--step", "3", "--push", REPOSITORY, HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     initial, commit = hub.repositories[REPOSITORY]
@@ -83,10 +87,9 @@ def test_from_a_folder_of_a_run_to_a_model_on_the_hub(hub, tmp_path):
     assert commit.message == "Step 3 of run"
     card = (run / "export" / "card_step_3" / CARD).read_bytes()
     assert commit.files[CARD] == card
-    assert {"config.json", "model.safetensors", "curves.png", "details.png"} <= commit.files.keys()
+    assert commit.files.keys() == names | {CARD, "curves.png", "details.png"} | initial.files.keys()
     assert commit.files["curves.png"].startswith(b"\x89PNG")
     assert b"](curves.png)" in card
-    assert commit.files.keys() >= initial.files.keys()
 
 
 def test_another_step_is_another_commit_and_the_same_again_is_none(hub, folder):
@@ -98,6 +101,39 @@ def test_another_step_is_another_commit_and_the_same_again_is_none(hub, folder):
     assert [commit.message for commit in commits[1:]] == ["Step 3 of run", "Step 4 of run"]
     assert commits[-1].files["model.safetensors"] == b"other weights"
     assert hub.private == {REPOSITORY}
+
+
+def test_nothing_is_made_before_the_upload(hub, folder):
+    assert claim(REPOSITORY, folder / CARD, private=True) is None
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize("files", [{".gitattributes": b""}, {CARD: OF_THIS_RUN}])
+def test_private_does_not_publish_into_a_public_repository(hub, folder, files):
+    hub.add(REPOSITORY, "theirs", files)
+    with pytest.raises(ValueError, match=f"^{REPOSITORY}: is public; make it private .*, or leave out --private$"):
+        push(folder, private=True)
+    assert [commit.message for commit in hub.repositories[REPOSITORY]] == ["theirs"]
+    hub.private.add(REPOSITORY)
+    push(folder, private=True)
+    assert hub.repositories[REPOSITORY][-1].message == "Step 3 of run"
+
+
+@pytest.mark.parametrize("name", ["", "model", "lab/", "/model", "lab/models/model"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--private"]])
+def test_a_name_that_is_none_is_wrong_use(tmp_path, monkeypatch, capsys, name, more):
+    monkeypatch.setattr(sys, "argv", ["recipe.export", str(tmp_path), "--push", name, *more])
+    with pytest.raises(SystemExit) as ended:
+        export.main()
+    assert ended.value.code == 2
+    assert f"argument --push: {name!r}: give ORG/NAME" in capsys.readouterr().err
+
+
+def test_private_alone_is_wrong_use(tmp_path, monkeypatch):
+    for more in ([], ["--dry-run"]):
+        monkeypatch.setattr(sys, "argv", ["recipe.export", str(tmp_path), "--private", *more])
+        with pytest.raises(ValueError, match=r"^--private is for --push ORG/NAME; give both, or neither$"):
+            export.main()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +171,7 @@ def test_an_interrupted_upload_continues_without_sending_again(hub, folder):
 
 
 def test_a_commit_in_between_is_not_overwritten(hub, folder):
+    push(folder)
     parent = claim(REPOSITORY, folder / CARD, private=False)
     hub.add(REPOSITORY, "theirs", {CARD: b"theirs"})
     with pytest.raises(Failure, match="not uploaded: A commit has happened since"):
@@ -148,9 +185,6 @@ def test_wrong_use_is_one_line(hub, folder, monkeypatch):
         ValueError, match="^nobody/model: " + refused.replace(".*", "You don't have the rights to .*", 1)
     ):
         push(folder, "nobody/model")
-    for name in ("model", "lab/models/model"):
-        with pytest.raises(ValueError, match=f"^--push {name}: give ORG/NAME"):
-            push(folder, name)
     with pytest.raises(ValueError, match=r"^Repo id must .*'lab/-model-'"):
         push(folder, "lab/-model-")
     monkeypatch.setenv("HF_TOKEN", "hf_another")

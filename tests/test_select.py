@@ -15,7 +15,7 @@ from eval.select import select
 from reward.justrl import compute_score
 from tests.test_dapo_input import command
 
-META = {"model": "m", "prompt": "training", "temperature": 1.0, "top_p": 1.0, "max_tokens": 64}
+META = {"model": "/home/somebody/models/m", "prompt": "training", "temperature": 1.0, "top_p": 1.0, "max_tokens": 64}
 
 
 def write_samples(folder, task, rows, responses):
@@ -57,7 +57,9 @@ def test_both_ends_are_included(tmp_path):
     manifest = read_manifest(output)
     assert sorted(manifest["fractions"].values()) == [0.2, 0.5, 0.8]
     assert manifest["outcomes"] == {"kept": 3, "solved less often": 2, "solved more often": 2}
-    assert manifest["source"]["train"]["temperature"] == 1.0
+    assert manifest["source"] == "train"
+    assert manifest["sampling"]["train"].items() >= {"model": "m", "temperature": 1.0, "prompt": "training"}.items()
+    assert "somebody" not in json.dumps(manifest)
 
 
 def test_the_demos_problems_are_chosen_in_the_training_format(tmp_path):

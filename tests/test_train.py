@@ -184,7 +184,7 @@ def test_a_damaged_step_in_verls_file_is_left_for_the_next_start(run, tmp_path, 
     for content, left in (('{"step": 1, "data": {}}\n', False), ('{"step": 2, "data": {}}\nnull\n', True)):
         progress.attempt.parent.mkdir(exist_ok=True)
         progress.attempt.write_text(content)
-        assert follow(driver, None, progress, Events(tmp_path / "run")) is None
+        assert follow(driver, None, progress, Events(tmp_path / "run"), {}) is None
         assert progress.attempt.exists() == left
     monkeypatch.setattr(training, "supervise", lambda *_: Result(0))
     train(run)
@@ -198,7 +198,8 @@ def test_a_start_records_what_it_ran_with(run, tmp_path, monkeypatch):
     progress.attempt.write_text('{"step": 1, "data": {}}\n')
     driver = type("Driver", (), {"poll": lambda self: next(polls)})()
     monkeypatch.setattr("recipe.supervise.POLL_SECONDS", 0)
-    assert follow(driver, ProcessRecord(tmp_path / "run"), progress, Events(tmp_path / "run")) is None
+    record, events = ProcessRecord(tmp_path / "run"), Events(tmp_path / "run")
+    assert follow(driver, record, progress, events, {"versions": {"verl": "0.9.1"}, "commit": "c0ffee"}) is None
     (event,) = read_events(tmp_path / "run")
-    assert (event["event"], event["step"], event["versions"]["verl"]) == ("started", 1, "0.9.1")
-    assert event["commit"]
+    assert (event["event"], event["step"], event["commit"]) == ("started", 1, "c0ffee")
+    assert event["versions"] == {"verl": "0.9.1"}
