@@ -11,6 +11,7 @@ example: python -m eval.select outputs/eval/base --bench data/dapo --between 0.2
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from common.command import run as run_command
 from common.command import within
@@ -78,7 +79,7 @@ def select(folder: Path, bench: Path, low: float, high: float, output: Path) -> 
     sampling = {task: {name: settings[task].get(name) for name in ("samples", *PROTOCOL)} for task in files}
     for task, given in sampling.items():  # a manifest has no machine's paths
         given["model"] = public_name(settings[task]["model"])
-    manifest = {
+    manifest: dict[str, Any] = {
         "source": ", ".join(files),
         "sampling": sampling,
         "sha256_in": {path.name: sha256(path) for path in files.values()},

@@ -42,8 +42,8 @@ from recipe.preflight import run_folder
 from recipe.restarts import DONE, FAILED, FULL, STALLED, STOPPED, Ended, Restarts, default_restarts
 from recipe.supervise import STOPPING_SIGNALS, Journal, Result, supervise
 
-FILES = ("metrics.jsonl", DISCARDED, EVENTS, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP)
-FILES += (run_id.FILE,)
+FILES = ["metrics.jsonl", DISCARDED, EVENTS, "config.yaml", "train.log", "run.lock", "processes.json", "wandb.id", STOP]
+FILES += [run_id.FILE]
 FULL_BYTES = 1 << 20  # less free space than this after a failure means that it was the disk
 KEYS_SHOWN = 20
 PAUSE_SECONDS = 60.0  # before a restart, if no step was finished
