@@ -176,5 +176,5 @@ def test_two_ranks_of_a_ray_cluster_learn_what_one_rank_learns(ray_cluster, one_
         assert two["critic/score/mean"] == one["critic/score/mean"]
         assert two["response_length/mean"] == one["response_length/mean"]
         assert two["actor/pg_loss"] == pytest.approx(one["actor/pg_loss"], rel=1e-6)
-        # Adam's first update goes by the signs of the gradients, the least of which rounding turns.
-        assert two["actor/grad_norm"] == pytest.approx(one["actor/grad_norm"], rel=1e-4 if step == 1 else 1e-2)
+        # Gradients are in bfloat16, and Adam's first update goes by their signs, the least of which rounding turns.
+        assert two["actor/grad_norm"] == pytest.approx(one["actor/grad_norm"], rel=1e-3 if step == 1 else 1e-2)
