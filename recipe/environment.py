@@ -42,7 +42,7 @@ def prepare_config(config: DictConfig, step: int, python: str | None = None) -> 
             ray.num_cpus = ray.num_cpus or max(there, preflight.ray_cpus_needed(config))
             if config.trainer.device == "cpu":  # declared, one per rank and one for each of a teacher's engines
                 nodes, each = nodes_and_gpus(config)
-                ray.num_gpus = ray.get("num_gpus") or nodes * each
+                ray.num_gpus = ray.num_gpus or nodes * each
         else:
             # The cluster's workers were not started by this process and do not inherit its environment.
             waits = {name: os.environ.get(name, seconds) for name, seconds in RAY_PATIENCE.items()}
