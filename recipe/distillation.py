@@ -42,9 +42,9 @@ def check_distillation(config: DictConfig) -> None:
     gpus = config.distillation.n_gpus_per_node
     if not teacher_gpus(config) or gpus % each:
         raise ValueError(
-            f"distillation.n_gpus_per_node={gpus} on {config.distillation.nnodes} nodes: an engine of the teacher "
-            f"takes {each} GPUs of a node; give it a multiple, or change "
-            f"{TEACHER}.inference.tensor_model_parallel_size"
+            f"distillation.enabled: an engine of the teacher takes {each} GPUs of a node, and there are "
+            f"distillation.n_gpus_per_node={gpus} on distillation.nnodes={config.distillation.nnodes}; give it a "
+            f"multiple, or change {TEACHER}.inference.tensor_model_parallel_size"
         )
     tokens = config.data.max_prompt_length + config.data.max_response_length + 1
     if teacher.max_model_len and teacher.max_model_len < tokens:

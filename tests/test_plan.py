@@ -213,7 +213,7 @@ def test_a_malformed_shape_is_one_line(tmp_path, changes):
     (tmp_path / "config.json").write_text(json.dumps(shape))
     assert model_shape(str(tmp_path)) == shape
     (tmp_path / "config.json").write_text(json.dumps(shape | changes if changes else [shape]))
-    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.model\.path=.*: not a folder of a Qwen2; "):
+    with pytest.raises(ValueError, match=r"^actor_rollout_ref\.model\.path=.*: not a folder of a Qwen2 or Llama; "):
         model_shape(str(tmp_path))
 
 

@@ -118,7 +118,7 @@ def asked(path):
 
 
 def page(path):
-    report.evaluation_context({"m": load(path.parent)}, path.parent, None, None)
+    report.evaluation_context({"m": load(path.parent)}, path.parent, {}, None)
     json.dumps(load(path.parent), allow_nan=False)
 
 
