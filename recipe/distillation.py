@@ -55,19 +55,16 @@ def check_distillation(config: DictConfig) -> None:
 
 
 def check_teacher(config: DictConfig) -> None:
-    """Check that there is a teacher, and that it has the policy's tokens: it scores their ids."""
+    """Check that there is a teacher, and that it has the policy's tokens: it scores their ids; or raise ValueError."""
     if not config.distillation.enabled:
         return
     model, policy = config.distillation.teacher_models.teacher_model.model_path, config.actor_rollout_ref.model.path
     if not model:
-        raise ValueError(f"{TEACHER}.model_path: distillation needs a teacher; set it to a folder or hub id")
-    try:
-        check_model(model, config.data.max_prompt_length + config.data.max_response_length + 1)
-    except ValueError as error:
-        raise ValueError(f"{TEACHER}.model_path: {error}") from error
+        raise ValueError("distillation needs a teacher; set it to a folder or hub id")
+    check_model(model, config.data.max_prompt_length + config.data.max_response_length + 1)
     vocabularies = [vocabulary(path) for path in (model, policy)]
     if None not in vocabularies and vocabularies[0] != vocabularies[1]:  # verl would score other tokens
-        raise ValueError(f"{TEACHER}.model_path={model}: its tokenizer is not that of {policy}; use one that shares it")
+        raise ValueError(f"{model}: its tokenizer is not that of {policy}; use one that shares it")
 
 
 def vocabulary(model: str) -> dict[str, int] | None:

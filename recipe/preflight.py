@@ -17,7 +17,7 @@ from common.processes import temporary_root
 from data_prep.check_rows import check_rows
 from recipe import attention, reward_file
 from recipe.checkpoints import complete_checkpoints
-from recipe.distillation import check_distillation, check_teacher, nodes_and_gpus, teacher_gpus
+from recipe.distillation import TEACHER, check_distillation, check_teacher, nodes_and_gpus, teacher_gpus
 from recipe.memory import demand
 
 # CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
@@ -64,7 +64,8 @@ def check_machine(config: DictConfig) -> None:
         check_model(config.actor_rollout_ref.model.path, window(config))
         weights = weight_sizes(config.actor_rollout_ref.model.path)
     check_bucket(config, weights)
-    check_teacher(config)
+    with about(f"{TEACHER}.model_path"):
+        check_teacher(config)
     check_nodes(config)
     check_ray_cpus(config)
     temporary_root()

@@ -126,14 +126,23 @@ install_flash_attn() {
 install_test_packages() {
   local file="${JUSTRL_TEST_PACKAGES:-}"
   ! has_test_packages || return 0
-  "${install[@]}" -r "$file" && cp "$file" .venv/.justrl-tests || echo "not installed: $file; tests that need it are skipped"
+  if "${install[@]}" -r "$file"; then
+    cp "$file" .venv/.justrl-tests
+  else
+    tell_of_missing_test_packages
+  fi
 }
+tell_of_missing_test_packages() { echo "not installed: $JUSTRL_TEST_PACKAGES; tests that need it are skipped"; }
 has_test_packages() { [ -z "${JUSTRL_TEST_PACKAGES:-}" ] || cmp -s "$JUSTRL_TEST_PACKAGES" .venv/.justrl-tests; }
 
 stamp=.venv/.justrl-$JUSTRL_DEVICE
 up_to_date() { [ -x .venv/bin/python ] && cmp -s "$requirements" "$stamp"; }
 if up_to_date && has_test_packages && [ "${JUSTRL_FLASH_ATTN:-0}" = 0 ]; then exit 0; fi
-uv=$(find_uv) || { up_to_date && echo "not installed: $JUSTRL_TEST_PACKAGES; tests that need it are skipped" && exit 0; } || exit 2
+if ! uv=$(find_uv); then
+  # Where nothing but the packages of the tests is missing, the tests can do without them.
+  up_to_date && [ "${JUSTRL_FLASH_ATTN:-0}" = 0 ] || exit 2
+  tell_of_missing_test_packages && exit 0
+fi
 mapfile -t places < <(pip_places)
 install=("$uv" pip install "${quiet[@]}" --python .venv/bin/python --no-deps "${places[@]}")
 up_to_date || install_packages

@@ -1,13 +1,11 @@
 """The arm `as_released` trains for real steps of the demo, and what it changes shows in the metrics."""
 
 import json
-import subprocess
 
 import pytest
 
 from recipe.monitor.metrics import read_metrics
-from tests.conftest import HANGING_SECONDS, ROOT
-from tests.test_run_slow import experiment
+from tests.test_run_slow import experiment, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 
@@ -15,27 +13,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
 @pytest.fixture(scope="module")
 def run(fork_server):
     """The folder of a run of two steps on two ranks, whose micro-batches hold some twenty responses each."""
-    folder = experiment("test_as_released")
     overrides = [
-        f"trainer.experiment_name={folder.name}",
         "trainer.total_training_steps=2",
         "trainer.save_freq=-1",
         "data.val_max_samples=16",
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
         "trainer.n_gpus_per_node=2",
-        "ray_kwargs.ray_init.num_gpus=2",
-        "ray_kwargs.ray_init.num_cpus=9",
     ]
-    done = subprocess.run(
-        [".venv/bin/python", "-m", "recipe.train", "demo", "+arms=as_released", *overrides],
-        cwd=ROOT,
-        env=fork_server,
-        capture_output=True,
-        text=True,
-        timeout=HANGING_SECONDS,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return trained(fork_server, experiment("test_as_released"), "+arms=as_released", *overrides)
 
 
 def test_training_is_scored_by_the_strict_box_and_validation_by_math_verify(run):

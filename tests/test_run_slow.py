@@ -34,6 +34,20 @@ def experiment(name):
     return folder
 
 
+def trained(env, folder, *arguments):
+    """Train the demo into a folder of its own, and return the folder."""
+    done = subprocess.run(
+        [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=HANGING_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
 def command(name, steps, *overrides):
     """Return the script's command for a demo of a few steps under its own name."""
     sizes = [f"trainer.total_training_steps={steps}", "trainer.save_freq=2", "trainer.test_freq=2"]
