@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from common.figures import colour, label, panels, save
+from common.markdown import percent
 from common.svg import show_values
 from eval.results import Results
-from eval.tables import percent
 
 
 def draw_scores(scores: dict[str, dict[str, dict]], path: Path) -> None:

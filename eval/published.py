@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common.markdown import signed_percent
 from data_prep.benchmarks import PAPER_BENCHMARKS
 from eval.statistics import sampling_error
-from eval.tables import Table, interval_cell, signed_percent
+from eval.tables import Table, interval_cell
 
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 NORMAL_95 = 1.96

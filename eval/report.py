@@ -15,6 +15,8 @@ examples:
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -32,7 +34,7 @@ from eval.runs import report as runs_report
 from eval.samples import find_samples
 from eval.side_by_side import first_samples, write_pairs
 from eval.suites import of_suite
-from eval.tables import Table, listed, render_markdown, render_page
+from eval.tables import Table, listed, render_markdown, render_page, write_page
 from recipe.monitor.config import read_config
 from recipe.monitor.report import training_section
 
@@ -173,16 +175,17 @@ def main() -> None:
     parser.add_argument("--published", metavar="MODEL", help="row of the paper's table to put the last model beside")
     parser.add_argument("--suite", choices=SUITES, default=ALL, help="whose benchmarks are reported (%(default)s)")
     parser.add_argument("--x", choices=AXES, help="of several training runs: x-axis of the curves (default: steps)")
-    parser.add_argument(
-        "--page", type=Path, metavar="FILE.md", help="of several training runs: write this page as well"
-    )
+    parser.add_argument("--page", type=Path, metavar="FILE.md", help="write the report as this page as well")
     args = parser.parse_args()
     if runs_report.are_runs(args.folders):
         folder = runs_report.write(args.folders, required(args.output), args.x or AXES[0], args.page)
-    elif args.x or args.page:
-        raise ValueError("--x and --page are for several training runs alone; leave them out")
+    elif args.x:
+        raise ValueError("--x is for several training runs alone; leave it out")
     else:
         folder = write(args.folders, args.output, args.manifest, args.published, args.suite)
+        if args.page:
+            made = f"\n## How it was made\n\n```\npython -m eval.report {shlex.join(sys.argv[1:])}\n```\n"
+            write_page(args.page, (folder / "report.md").read_text() + made, folder)
     print(f"  {folder}/report.md, report.html and report.json")
 
 

@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 
 from common.json_lines import read_json
+from common.markdown import percent, signed_percent
 from data_prep.benchmarks import PAPER_BENCHMARKS, in_order
 from data_prep.rows import SHAPES
 from eval.published import PUBLISHED, beside_published, published_row
 from eval.results import Results
 from eval.samples import PROTOCOL
 from eval.statistics import SIGNIFICANT, detectable_difference, holm, paired_mean_difference
-from eval.tables import Format, Table, counted, interval_cell, percent, signed_percent
+from eval.tables import Format, Table, counted, interval_cell
 
 MANIFEST = Path(os.environ.get("JUSTRL_DATA") or "data", "dapo", "train.manifest.json")
 PHRASES = {"better": "is better than", "worse": "is worse than", "unclear": "cannot be told apart from"}

@@ -1,6 +1,7 @@
 """Tables of values as Markdown, and Markdown as one HTML page."""
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +12,9 @@ import markdown_it
 import pandas as pd
 from markupsafe import Markup
 
-from common.markdown import escaped
+from common.figures import file_name
+from common.files import write_text
+from common.markdown import escaped, percent
 from common.svg import NAMESPACE
 
 TEMPLATES = jinja2.Environment(
@@ -40,17 +43,6 @@ def counted(verdicts: Iterable[str]) -> str:
 def interval_cell(value: float, bounds: tuple[float, float], *_) -> dict[str, float]:
     """Return what report.json has of a fraction with its interval."""
     return {"value": value, "low": bounds[0], "high": bounds[1]}
-
-
-def percent(value: float | dict, sign: str = "") -> str:
-    """Format a fraction as "41.2", or one with its interval as "41.2 [38.0, 44.5]"."""
-    fractions = value.values() if isinstance(value, dict) else (value,)
-    middle, *ends = (round(100 * fraction, 1) + 0.0 for fraction in fractions)  # + 0.0: no "-0.0"
-    return f"{middle:{sign}.1f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "")
-
-
-def signed_percent(value: dict) -> str:
-    return percent(value, sign="+")
 
 
 class Table(NamedTuple):
@@ -83,6 +75,22 @@ TEMPLATES.filters |= {"table": Table.markdown, "listed": listed, "escaped": esca
 def render_markdown(template: str, **context) -> str:
     text = TEMPLATES.get_template(template).render(**context)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def write_page(page: Path, text: str, folder: Path) -> None:
+    """Write a report of `folder` as a page of the documents, with its figures beside it under the page's name.
+
+    A paragraph with a link to another page of the report is left out.
+    """
+    page.parent.mkdir(parents=True, exist_ok=True)
+
+    def copied(match: re.Match) -> str:
+        name = f"{file_name(page.stem)}_{match[1]}"
+        shutil.copyfile(folder / match[1], page.with_name(name))
+        return f"]({name})"
+
+    text = re.sub(r"^\[.*\]\([\w.-]+\.html\).*\n\n", "", text, flags=re.M)
+    write_text(page, re.sub(r"\]\(([\w.-]+\.png)\)", copied, text))
 
 
 def render_page(title: str, text: str, folder: Path, samples: bool = False) -> str:

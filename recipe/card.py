@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.command import first_line
 from common.files import atomic, write_text
 from common.json_lines import misfit, read_json, read_shapes
+from common.markdown import percent
 from common.models import is_hub_id, model_digest, public_name
 from common.processes import REPOSITORY
 from common.progress import duration
@@ -239,7 +240,9 @@ def write(run: Path, step: int, folder: Path, exported: Path | None = None) -> l
         context |= {"drawn": drawn, "statuses": STATUSES, "sentence": BOXED_SENTENCE, "shown": shown}
         context |= {"value": lambda key: shown(OmegaConf.select(config, key))}
         rendering: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-        text = jinja2.Template(TEMPLATE.read_text(), **rendering).render(context)
+        environment = jinja2.Environment(**rendering)
+        environment.filters["percent"] = lambda cell, sign="": "-" if cell is None else percent(cell, sign)
+        text = environment.from_string(TEMPLATE.read_text()).render(context)
     except OmegaConfBaseException as error:
         raise ValueError(f"{run}/config.yaml: damaged ({first_line(error)}); {ANEW}") from error
     for figure in FIGURES:  # those for pages, and what another card of this step had

@@ -7,9 +7,9 @@ import pytest
 from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 
+from common.markdown import percent, signed_percent
 from common.models import model_digest
 from eval import report, sections
-from eval.tables import percent, signed_percent
 from recipe import card
 from recipe.check import compare
 from tests.test_report import evaluation, make_run

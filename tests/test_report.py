@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -101,6 +102,20 @@ def test_the_report_shows_both_evaluations_and_the_difference(reported):
     assert p == pytest.approx(2 / 8, abs=0.02), "two of the signs of three problems go as far"
     for picture in ("curves", "details", "scores", "pass_at_k", "lengths"):
         assert (reported / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_documents_page_is_the_report_with_its_figures_beside_it(tmp_path, monkeypatch):
+    run, page = make_run(tmp_path / "run"), tmp_path / "docs" / "mine.md"
+    monkeypatch.setattr(sys, "argv", ["report", str(run), "--page", str(page)])
+    report.main()
+    text, command = page.read_text().split("\n## How it was made\n")
+    assert f"python -m eval.report {run} --page {page}\n" in command
+    samples = "[Samples side by side](samples.html): responses of base and step_3, with their grades.\n\n"
+    assert text.replace("](mine_", "](") == (run / "report.md").read_text().replace(samples, "")
+    pictures = re.findall(r"\]\((mine_\w+\.png)\)", text)
+    assert len(pictures) == 5
+    for name in pictures:
+        assert (page.parent / name).read_bytes() == (run / name.removeprefix("mine_")).read_bytes()
 
 
 def test_the_page_needs_nothing_else(reported):

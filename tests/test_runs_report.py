@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 
 from common.figures import file_name
 from common.files import write_text
+from common.markdown import percent, signed_percent
 from eval import report
 from eval.runs import report as runs_report
 from eval.runs.figures import POINTS_OF_FIGURE, seed_band, thinned
 from eval.runs.read import GENERATED
 from eval.runs.tables import BETTER, ONE_SEED, UNCLEAR, WORSE
 from eval.statistics import student_mean
-from eval.tables import percent, signed_percent
 from recipe import arms
 from recipe.compose import compose
 from tests.test_report import evaluation
@@ -261,7 +261,7 @@ def test_the_command_takes_runs_or_evaluations_and_refuses_both(made, monkeypatc
         ValueError, match=r"x_baseline_s1: has no evaluation, and .*scored is one; give runs or evaluations alone"
     ):
         command(folders[0], scored)
-    with pytest.raises(ValueError, match="--x and --page are for several training runs alone; leave them out"):
+    with pytest.raises(ValueError, match="--x is for several training runs alone; leave it out"):
         command(scored, "--x", "tokens")
     with pytest.raises(ValueError, match="there is no finished run of the baseline"):
         command(*folders[2:])

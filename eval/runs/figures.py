@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from common.figures import COLOURS, colour, panels, save
+from common.markdown import signed_percent
 from common.svg import show_values
-from eval.tables import signed_percent
 from recipe.monitor.arms import BASELINE
 
 LABELS = {

@@ -3,16 +3,14 @@
 import json
 import os
 import shlex
-import shutil
 from pathlib import Path
 
-from common.figures import file_name
 from common.files import write_text
 from common.models import count_parameters
 from eval.runs.figures import draw_curves, draw_differences
 from eval.runs.read import GENERATED, Comparison, compare, have_same_problems
 from eval.runs.tables import BETTER, ONE_SEED, REACHED, UNCLEAR, WORSE, arm_table, change_table, quantity_table
-from eval.tables import Table, counted, render_markdown, render_page
+from eval.tables import Table, counted, render_markdown, render_page, write_page
 from recipe.monitor.arms import BASELINE, arm_of
 from recipe.monitor.config import read_config
 from recipe.monitor.metrics import SMOOTHED_STEPS
@@ -103,15 +101,12 @@ def write(folders: list[Path], output: Path, x: str = "steps", page: Path | None
     }
     draw_differences(changes, output / "differences.png")
     draw_curves(curves, x, output / "curves.png")
-    text = render_markdown("runs/report.md.j2", start="", **context)
+    text = render_markdown("runs/report.md.j2", **context)
     write_text(output / "report.md", text)
     write_text(output / "report.html", render_page(TITLE, text, output))
     (output / "samples.html").unlink(missing_ok=True)  # of an earlier report, on evaluations
     if page:
-        start = f"{file_name(page.stem)}_"
-        write_text(page, render_markdown("runs/report.md.j2", start=start, **context))
-        for name in FIGURES:
-            shutil.copyfile(output / name, page.with_name(f"{start}{name}"))
+        write_page(page, text, output)
     numbers = {name: context[name] for name in ("title", "verdict", "facts")}
     numbers |= {"units": UNITS, "left out": compared.left_out}
     numbers["tables"] = {name: table.rows for name, table in tables.items()}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.markdown import signed_percent
 from eval.runs.read import Comparison, Run, have_same_problems
 from eval.statistics import (
     SIGNIFICANT,
@@ -17,7 +18,7 @@ from eval.statistics import (
     paired_mean_difference,
     student_mean,
 )
-from eval.tables import Format, Table, interval_cell, signed_percent
+from eval.tables import Format, Table, interval_cell
 from recipe.monitor.arms import BASELINE, titles
 from recipe.monitor.metrics import SMOOTHED_STEPS
 
