@@ -68,9 +68,12 @@ read -ra extra <<<"${JUSTRL_EVAL:-}"
 
 data() {
   if [[ "$config" = demo* ]]; then
-    local hard=()
-    [ "$config" = demo ] || hard=(--hard)
-    python -m data_prep.demo --data "$bench" --model "models/$config" "${hard[@]}"
+    local kind=()
+    case "$config" in
+      demo_hard) kind=(--hard) ;;
+      demo_pretrained) kind=(--init "${JUSTRL_INIT:-HuggingFaceTB/SmolLM2-135M-Instruct}") ;;
+    esac
+    python -m data_prep.demo --data "$bench" --model "models/$config" "${kind[@]}"
   elif [[ "$config" = gsm8k* ]]; then
     if [ -n "${JUSTRL_GSM8K:-}" ] || [ ! -f "$bench/GSM8K.parquet" ] || [ ! -f "$bench/train.parquet" ]; then
       python -m data_prep.gsm8k --source "${JUSTRL_GSM8K:-openai/gsm8k}" --output "$bench"

@@ -36,7 +36,8 @@ def test_the_demo_differs_in_size_alone(device):
 
 
 def test_no_config_is_left_out():
-    assert set(config_names()) == {"justrl_deepseek", "justrl_nemotron", "demo", "demo_hard", "gsm8k", "justrl", "opd"}
+    demos = {"demo", "demo_hard", "demo_pretrained"}
+    assert set(config_names()) == demos | {"justrl_deepseek", "justrl_nemotron", "gsm8k", "justrl", "opd"}
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)

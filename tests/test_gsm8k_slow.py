@@ -28,7 +28,6 @@ SIZES = {
     "actor_rollout_ref.rollout.max_model_len": 512,
     "actor_rollout_ref.rollout.max_num_batched_tokens": 512,
     "actor_rollout_ref.rollout.max_num_seqs": 8,
-    "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes": 128,
     "trainer.total_training_steps": 2,
     "trainer.save_freq": 2,
     "trainer.test_freq": 2,
