@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.alternatives import compare, per_second
 from common.command import run
 from data_prep.benchmarks import PAPER_BENCHMARKS
-from data_prep.rows import read_rows
+from data_prep.rows import read_problem_rows
 
 WORDS = 3_300  # of a response: about 20,000 characters, 5,000 tokens
 OPENINGS = ["so", "we", "then", "let", "hence", "find", "note", "that"]
@@ -46,7 +46,7 @@ def write_samples(bench: Path, folder: Path, fraction: float, seed: int = 0) -> 
     rng, pairs = random.Random(seed), []
     folder.mkdir()
     for task, benchmark in PAPER_BENCHMARKS.items():
-        problems = list(read_rows(bench / f"{task}.parquet")["extra_info"])
+        problems = [made["extra_info"] for made in read_problem_rows(bench / f"{task}.parquet")]
         references = [problem["released"] for problem in problems]
         problems = problems[: max(1, round(fraction * benchmark.problems))]
         with open(folder / f"{task}.samples.jsonl", "w") as file:

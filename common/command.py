@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -64,3 +65,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message = first_line(error)
     print(f"{name}: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def path(text: str) -> Path:
+    """Parse a file or folder; an empty text, as of an unset shell variable, would be the current folder."""
+    return Path(name(text))
+
+
+def name(text: str) -> str:
+    """Parse a text that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a value, or leave the option out")
+    return text

@@ -28,6 +28,12 @@ def atomic(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def check_place(path: Path) -> None:
+    """Raise a ValueError for a path below a file, where nothing can be written."""
+    if files := [above for above in path.parents if above.exists() and not above.is_dir()]:
+        raise ValueError(f"{path}: {files[0]} is a file, not a folder; choose another place")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically."""
     with atomic(path) as aside:

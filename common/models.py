@@ -72,5 +72,5 @@ def count_parameters(model: str) -> int | None:
 
 def model_digest(model: str) -> str | None:
     """Return a digest of a local model's files, since a folder can hold others tomorrow; None for a hub id."""
-    files = sorted(path for path in Path(model).glob("*") if path.suffix in MODEL_FILES)
+    files = sorted(path for path in Path(model).glob("*") if path.suffix in MODEL_FILES and path.is_file())
     return digest([text for path in files for text in (path.name, sha256(path))]) if files else None

@@ -28,11 +28,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from common.command import run
+from common import command
+from data_prep.normalise import canonical
 from data_prep.reference_answers import ARROW_TYPE, Correction, corrected, corrections, without_delimiters
-from data_prep.rows import EXTRA_INFO, SCHEMA, read_manifest, read_problem_rows, row, write_rows
+from data_prep.rows import EXTRA_INFO, SCHEMA, check_output, read_problem_rows, row, write_rows
 from data_prep.source import Source, from_hub, locate, records
 
+PROGRAM = "data_prep.benchmarks"
 HUB = "hub"
 PAPER, OWN, ALL = "paper", "your own", "all"  # suites
 
@@ -171,6 +173,8 @@ def prepare(source: str, output: Path, tasks: list[str]) -> None:
     if unknown:
         raise ValueError(f"unknown task '{unknown[0]}'; there are {', '.join(BENCHMARKS)}")
     for task in tasks:
+        check_output(output / f"{task}.parquet", PROGRAM)
+    for task in tasks:
         raw = find(source, task)
         write_task(raw, output / f"{task}.parquet", task, read_pairs(raw.paths[0], task), {})
 
@@ -195,11 +199,14 @@ def write_task(source: Source, path: Path, task: str, pairs: list[tuple[str, str
     write_rows(path, rows, manifest | found, schema=BENCHMARK_SCHEMA)
     count = sum(bool(extra["correction"]) for extra in extras)
     print(f"{path}: {len(rows)} problems; {len(changed)} reference answers not written as released, {count} corrected")
+    counts = Counter(canonical(problem) for problem, _ in pairs)
+    if repeated := [row["extra_info"]["index"] for row in rows if counts[canonical(row["extra_info"]["problem"])] > 1]:
+        print(f"{path}: {len(repeated)} rows have a problem of another one: {', '.join(repeated[:10])}")
     if released and problems != released:
         print(f"{path}: problems or their order differ from the released ones, ids are not comparable")
 
 
-def check_name(name: str, path: Path) -> None:
+def check_name(name: str) -> None:
     """Raise a ValueError for the name of a benchmark of your own that is no file's, or that something else has."""
     if not NAME.fullmatch(name):
         raise ValueError(f"--add {name}: not a plain name; use letters, digits, '-', '_' and '.'")
@@ -207,9 +214,6 @@ def check_name(name: str, path: Path) -> None:
         raise ValueError(f"--add {name}: benchmarks.json has it; prepare it with --tasks, or choose another name")
     if name.lower() == "mean":
         raise ValueError(f"--add {name}: reports have a mean of benchmarks; choose another name")
-    if path.exists() and (read_manifest(path) or {}).get("suite") != OWN:
-        left = "--add did not make it, or was interrupted"
-        raise ValueError(f"{path}: is there, and {left}; remove the file, or choose another name")
 
 
 def chosen(path: Path, listed: list[dict], where: str | None) -> list[dict]:
@@ -220,9 +224,10 @@ def chosen(path: Path, listed: list[dict], where: str | None) -> list[dict]:
     if not equals or any(column not in record for record in listed):
         columns = ", ".join(dict.fromkeys(name for record in listed for name in record))
         raise ValueError(f"{path}: --where {where}: give COLUMN=VALUE with a column that all rows have, of {columns}")
-    kept = [record for record in listed if str(record[column]) == value]
+    texts = [json.dumps(held) if isinstance(held, bool | None) else str(held) for held in (r[column] for r in listed)]
+    kept = [record for record, text in zip(listed, texts, strict=True) if text == value]
     if not kept:
-        values = ", ".join(sorted({f"{record[column]!s:.30}" for record in listed})[:10])
+        values = ", ".join(sorted({f"{text:.30}" for text in texts})[:10])
         raise ValueError(f"{path}: no row has {where}; {column} is {values}")
     return kept
 
@@ -230,8 +235,9 @@ def chosen(path: Path, listed: list[dict], where: str | None) -> list[dict]:
 def add(args: argparse.Namespace) -> None:
     """Prepare a benchmark of your own, by the command's arguments."""
     path = args.output / f"{args.add}.parquet"
-    check_name(args.add, path)
-    source = locate(args.source, args.revision, args.files or "*", single=True)
+    check_name(args.add)
+    source = locate(args.source, args.revision, args.files, single=True)
+    check_output(path, PROGRAM, source.paths)
     raw, columns = source.paths[0], (args.problem or "problem", args.answer or "answer")
     rows = records(raw)
     pairs = as_pairs(raw, chosen(raw, rows, args.where), columns, "--problem and --answer name the columns")
@@ -258,14 +264,15 @@ def read_problems(folder: Path) -> dict[str, dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = "'hub' or a folder with <TASK>/test.parquet (%(default)s); of --add a file, folder or hub data set"
+    parser.register("type", None, command.name)
     parser.add_argument("--source", default=HUB, help=source)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--output", type=command.path, required=True, help="folder to write to")
     parser.add_argument("--suite", choices=SUITES, help=f"default {PAPER}: the nine")
     parser.add_argument("--tasks", help="comma-separated (default: all of --suite)")
     parser.add_argument("--add", metavar="NAME", help="make a benchmark of your own from --source")
     parser.add_argument("--problem", metavar="COLUMN", help="of --add: the column of problems (problem)")
     parser.add_argument("--answer", metavar="COLUMN", help="of --add: the column of reference answers (answer)")
-    parser.add_argument("--where", metavar="COLUMN=VALUE", help="of --add: only rows with this value")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", help="of --add: only rows with this value, as JSON has it")
     parser.add_argument("--files", metavar="PATTERN", help="of --add: the file of a folder or a hub data set")
     parser.add_argument("--revision", help="of --add: commit of a hub data set (default: the newest, in the manifest)")
     args = parser.parse_args()
@@ -283,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -20,19 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from common.command import positive, run
+from common import command
 from common.files import sha256
 from data_prep import contamination
 from data_prep.benchmarks import read_problems
 from data_prep.distinct import distinct_rows
 from data_prep.normalise import canonical
 from data_prep.prompt import BOXED_SENTENCE, strip_dapo_template, training_prompt
-from data_prep.rows import read_manifest, row, write_rows
+from data_prep.rows import check_output, read_manifest, row, write_rows
 from data_prep.source import Source, locate
 from reward.justrl import BOX, compute_score
 
 HUB_ID = "BytedTsinghua-SIA/DAPO-Math-17k"
 REVISION = "65877096c24ffa7abc4e4fa5edb95cf3413a5674"  # of 2025-04-18, with 1,791,700 rows
+FILES = "*.parquet"
 DATA_SOURCE = "math_dapo"
 EXAMPLES = 5  # of each kind of dropped row, in the manifest
 PROMPT_LIMIT = 1024  # tokens; the trainer drops longer prompts (paper, table 2)
@@ -206,7 +207,7 @@ def file_settings(args: argparse.Namespace, source: Source) -> dict:
             "decontaminate": args.decontaminate if folder else "off",
             "benchmarks": {path.stem: sha256(path) for path in sorted(folder.glob("*.parquet"))} if folder else {},
             "repeat": args.repeat,
-            "files": args.files,
+            "files": args.files or FILES,
             "tokenizer": args.tokenizer and Path(args.tokenizer).name,
         },
     }
@@ -234,9 +235,8 @@ def clean(args: argparse.Namespace, paths: list[Path], tokenizer) -> tuple[list[
 
 def prepare(args: argparse.Namespace) -> None:
     """Make the training set; one that is there and was made from the same source by the same settings is kept."""
-    source = locate(args.source, args.revision or (REVISION if args.source == HUB_ID else None), args.files)
-    if args.output.resolve() in [path.resolve() for path in source.paths]:
-        raise ValueError(f"{args.output}: is the source too; choose another --output")
+    source = locate(args.source, args.revision, args.files, REVISION if args.source == HUB_ID else None, FILES)
+    check_output(args.output, "data_prep.dapo", source.paths)
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
     settings = file_settings(args, source)
     if is_made(args.output, settings):
@@ -265,19 +265,16 @@ def summarise(output: Path, found: dict, repeat: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.register("type", None, command.name)
     parser.add_argument("--source", default=HUB_ID, help="hub id, file or folder (default %(default)s)")
     parser.add_argument("--revision", help="commit of the hub data set (default: pinned for the default source)")
-    parser.add_argument("--files", default="*.parquet", help="which files of a hub data set or folder (%(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--files", help=f"which files of a hub data set or folder ({FILES})")
+    parser.add_argument("--output", type=command.path, required=True, help="parquet file to write")
     parser.add_argument("--conflicts", choices=("drop", "majority", "keep"), default="drop", help="default %(default)s")
-    parser.add_argument("--benchmarks", type=Path, help="folder of data_prep.benchmarks, to compare with")
-    parser.add_argument(
-        "--decontaminate",
-        choices=("off", "report", "drop"),
-        default="report",
-        help="what to do with training problems that occur in a benchmark (default %(default)s)",
-    )
-    parser.add_argument("--repeat", type=positive, default=1, help="write this many blocks, as the release has 100")
+    parser.add_argument("--benchmarks", type=command.path, help="folder of data_prep.benchmarks, to compare with")
+    copies = "what to do with training problems that occur in a benchmark (default %(default)s)"
+    parser.add_argument("--decontaminate", choices=("off", "report", "drop"), default="report", help=copies)
+    parser.add_argument("--repeat", type=command.positive, default=1, help="blocks to write; the release has 100")
     parser.add_argument("--tokenizer", help=f"model whose prompts over {PROMPT_LIMIT} tokens are counted")
     args = parser.parse_args()
     if args.decontaminate == "drop" and not args.benchmarks:
@@ -286,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

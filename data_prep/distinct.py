@@ -34,10 +34,8 @@ def text_field(column: pa.Array, name: str, field: str, expected: str) -> pa.Arr
         raise ValueError(f"column {name} is {column.type}; expected {expected} with {field}")
     if is_list and pc.any(pc.not_equal(pc.fill_null(pc.list_value_length(column), 0), 1)).as_py():
         raise ValueError(f"column {name} has a row that is not exactly one message")
-    if (
-        structs.type.get_field_index("role") >= 0
-        and pc.any(pc.not_equal(pc.struct_field(structs, "role"), "user")).as_py()
-    ):
+    has_roles = structs.type.get_field_index("role") >= 0
+    if has_roles and pc.any(pc.not_equal(pc.struct_field(structs, "role"), "user")).as_py():
         raise ValueError(f"column {name} has a message that is not the user's")
     return as_text(pc.struct_field(structs, field), field)
 

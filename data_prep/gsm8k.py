@@ -10,12 +10,13 @@ example: python -m data_prep.gsm8k --source gsm8k --training data/dapo/train.par
 
 import argparse
 import re
+from collections import Counter
 from pathlib import Path
 
-from common.command import run
+from common import command
 from data_prep import contamination
-from data_prep.dapo import content_id, ground_truth_fault
-from data_prep.rows import read_problem_rows, row, write_rows
+from data_prep.dapo import Pair, content_id, ground_truth_fault, select
+from data_prep.rows import check_output, read_problem_rows, row, write_rows
 from data_prep.source import Source, locate, records
 
 HUB_ID = "openai/gsm8k"
@@ -25,8 +26,8 @@ SOCRATIC = "socratic"  # in the paths of copies with the same problems and other
 DATA_SOURCE = "gsm8k"
 TASK = "GSM8K"
 FILES = {"train": "train", "test": TASK}
-SEPARATED = re.compile(r"-?\d{1,3}(,\d{3})+")
-INTEGER = re.compile(r"-?\d+")
+SEPARATED = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})+")
+INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # as a model writes it
 
 
 def split_file(source: Source, split: str) -> Path:
@@ -52,60 +53,60 @@ def problem_and_answer(record: dict) -> tuple[str, str]:
     return problem.strip(), answer
 
 
-def read_split(path: Path) -> list[tuple[str, str]]:
-    """Return the problems and answers of a split; ValueError with the row of one that is none."""
-    pairs = []
+def read_split(path: Path) -> tuple[list[tuple[str, str]], dict]:
+    """Return the problems and answers of a split, each problem once as in `data_prep.dapo`, and what was dropped."""
+    pairs = Counter[tuple[str, str]]()
     for number, record in enumerate(records(path)):
         try:
-            pairs.append(problem_and_answer(record))
+            pairs[problem_and_answer(record)] += 1
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}; is it GSM8K?") from error
-    if not pairs:
-        raise ValueError(f"{path}: has no rows")
-    return pairs
-
-
-def training_problems(path: Path) -> list[str]:
-    return [made["extra_info"]["problem"] for made in read_problem_rows(path)]
+    kept, dropped, conflicts = select([Pair(*pair, rows) for pair, rows in pairs.items()])
+    if not kept:
+        raise ValueError(f"{path}: no row is left; dropped: {dict(+dropped.counts)}")
+    found, chosen = {"rows_in": pairs.total(), "dropped": dropped.as_manifest(), "conflicts": conflicts}, set(kept)
+    return [pair for pair in pairs if pair in chosen], found
 
 
 def prepare(source: Source, output: Path, others: list[Path]) -> None:
     """Write both splits; `others` are prepared training sets in which the test set is looked for as well."""
+    for name in FILES.values():
+        check_output(output / f"{name}.parquet", "data_prep.gsm8k", source.paths)
     paths = {split: split_file(source, split) for split in FILES}
-    pairs = {split: read_split(path) for split, path in paths.items()}
+    pairs, parts = {}, {}
+    for split, path in paths.items():
+        pairs[split], parts[split] = read_split(path)
     test = {content_id(*pair): pair[0] for pair in pairs["test"]}
     sets = {"train": [problem for problem, _ in pairs["train"]]}
     for path in others:
         name = path.resolve().parent.name
         if name in sets:
             raise ValueError(f"--training {path}: another set is called {name} already; rename one's folder")
-        sets[name] = training_problems(path)
+        sets[name] = [made["extra_info"]["problem"] for made in read_problem_rows(path)]
     found = {name: contamination.report(known, contamination.find_matches(known, test)) for name, known in sets.items()}
     origin = {"source": source.name, "revision": source.revision}
-    parts = {"train": {"contamination": {TASK: found["train"]}}, "test": {"found_in": found}}
+    parts["train"]["contamination"], parts["test"]["found_in"] = {TASK: found["train"]}, found
     for split, name in FILES.items():
         rows = [row(DATA_SOURCE, *pair, content_id(*pair), split) for pair in pairs[split]]
         digests = source._replace(paths=[paths[split]]).digests()
-        write_rows(
-            output / f"{name}.parquet", rows, origin | {"sha256_in": digests, "rows_in": len(rows)} | parts[split]
-        )
-        print(f"{output / name}.parquet: {len(rows):,} problems")
+        write_rows(output / f"{name}.parquet", rows, origin | {"sha256_in": digests} | parts[split])
+        print(f"{output / name}.parquet: {len(rows):,} problems of {parts[split]['rows_in']:,} rows")
     for name, report in found.items():
         print(f"  of the test set in {name}: {report['exact']} exact and {report['near']} near copies")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.register("type", None, command.name)
     parser.add_argument("--source", default=HUB_ID, help="hub id or folder (default %(default)s)")
     parser.add_argument("--revision", help="commit of the hub data set (default: pinned for the default source)")
     parser.add_argument("--files", help=f"which files of the source (default: {HUB_FILES} of the hub's, else all)")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--training", type=Path, nargs="+", default=[], help="other prepared training sets")
+    parser.add_argument("--output", type=command.path, required=True, help="folder to write to")
+    parser.add_argument("--training", type=command.path, nargs="+", default=[], help="other prepared training sets")
     args = parser.parse_args()
-    from_hub = args.source == HUB_ID
-    revision = args.revision or (REVISION if from_hub else None)
-    prepare(locate(args.source, revision, args.files or (HUB_FILES if from_hub else "*")), args.output, args.training)
+    default = (REVISION, HUB_FILES) if args.source == HUB_ID else (None, "*")
+    prepare(locate(args.source, args.revision, args.files, *default), args.output, args.training)
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -4,21 +4,17 @@ import contextlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from common.command import first_line
-from common.files import atomic, sha256, write_text
+from common.files import atomic, check_place, sha256, write_text
 from common.json_lines import misfit, read_json, read_shapes
 from data_prep.prompt import training_prompt
-
-if TYPE_CHECKING:
-    import pandas  # a second, which `to_pandas` takes when it is called
 
 EXTRA_INFO = pa.struct({"index": pa.string(), "split": pa.string(), "problem": pa.string()})
 SCHEMA = pa.schema(
@@ -32,6 +28,14 @@ SCHEMA = pa.schema(
 )
 COLUMNS = tuple(SCHEMA.names)
 SHAPES = read_shapes(Path(__file__).parent)
+MADE_BY = {  # the first of these fields that a manifest has tells the program
+    "outcomes": "eval.select",
+    "answer_types": "data_prep.benchmarks",
+    "seed": "data_prep.demo",
+    "settings": "data_prep.dapo",
+    "found_in": "data_prep.gsm8k",
+    "contamination": "data_prep.gsm8k",
+}
 
 
 def row(data_source: str, problem: str, ground_truth: str, index: int | str, split: str) -> dict:
@@ -57,6 +61,18 @@ def read_manifest(path: Path) -> dict | None:
         return None
 
 
+def check_output(path: Path, program: str, sources: Iterable[Path] = ()) -> None:
+    """Raise a ValueError, before any work, for a file to write that would replace what the program did not make."""
+    check_place(path)
+    if path.suffix != ".parquet" or path.is_dir():
+        raise ValueError(f"{path}: the output is to be a file named .parquet; choose another name")
+    if path.resolve() in [source.resolve() for source in sources]:
+        raise ValueError(f"{path}: is the source too; choose another --output")
+    there, fields = [file for file in (path, manifest_path(path)) if file.exists()], read_manifest(path) or {}
+    if there and next((maker for field, maker in MADE_BY.items() if field in fields), None) != program:
+        raise ValueError(f"{there[0]}: is there, and {program} did not make it; move it, or choose another output")
+
+
 @contextlib.contextmanager
 def readable(path: str | Path) -> Iterator[None]:
     """Name the file in one line whatever goes wrong while it is read: on damage pyarrow raises all sorts."""
@@ -72,14 +88,15 @@ def write_rows(path: Path, rows: list[dict], manifest: dict, repeat: int = 1, sc
     Each repetition is a row group of its own, so only one copy is ever in memory.
     """
     table = pa.Table.from_pylist(rows, schema=schema)
-    with atomic(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-        for _ in tqdm(range(repeat), unit=" blocks", desc="writing", delay=2, leave=False, disable=None):
-            writer.write_table(table, row_group_size=max(1, len(rows)))
-    # After the file: a kill in between leaves a manifest whose digest says that it is of another one.
-    outcome = {"rows_out": len(rows) * repeat, "sha256_out": sha256(path)}
-    versions = {"python": platform.python_version(), "pyarrow": importlib.metadata.version("pyarrow")}
-    text = json.dumps({**manifest, **outcome, "versions": versions}, indent=2, ensure_ascii=False)
-    write_text(manifest_path(path), text + "\n")
+    with atomic(path) as aside:
+        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+            for _ in tqdm(range(repeat), unit=" blocks", desc="writing", delay=2, leave=False, disable=None):
+                writer.write_table(table, row_group_size=max(1, len(rows)))
+        # The manifest first: after a kill in between it tells who made the file, and its digest that it is another one.
+        outcome = {"rows_out": len(rows) * repeat, "sha256_out": sha256(aside)}
+        versions = {"python": platform.python_version(), "pyarrow": importlib.metadata.version("pyarrow")}
+        text = json.dumps({**manifest, **outcome, "versions": versions}, indent=2, ensure_ascii=False)
+        write_text(manifest_path(path), text + "\n")
 
 
 def open_rows(path: str | Path) -> pq.ParquetFile:
@@ -107,15 +124,8 @@ def open_rows(path: str | Path) -> pq.ParquetFile:
     return file
 
 
-def read_rows(path: str | Path) -> "pandas.DataFrame":
-    """Read a prepared parquet file; raises what `open_rows` raises, and a ValueError for damage behind the footer."""
-    file = open_rows(path)
-    with readable(path):
-        return file.read().to_pandas()
-
-
 def read_problem_rows(path: Path) -> list[dict]:
-    """Read what an evaluation needs of a prepared file; raises what `read_rows` raises, and of a row without it."""
+    """Read what an evaluation needs of a prepared file; raises as `open_rows`, and for damage or a row without it."""
     file = open_rows(path)
     with readable(path):
         rows = file.read(columns=["reward_model", "extra_info"]).to_pylist()

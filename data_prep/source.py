@@ -1,5 +1,6 @@
 """Raw files of a data set, from the hub or from disk, and their rows batch by batch."""
 
+import json
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -86,24 +87,31 @@ def from_folder(folder: Path, pattern: str) -> Source:
     return Source(folder.name, None, matching)
 
 
-def locate(source: str, revision: str | None = None, pattern: str = "*.parquet", single: bool = False) -> Source:
+def locate(
+    source: str, revision: str | None, files: str | None, pinned: str | None = None, pattern: str = "*", single=False
+) -> Source:
     """Find a local file, a local folder, or a hub data set's owner/name.
 
     Raises:
-        ValueError: there is none, or it has several files and `single` is set; those of the hub are not downloaded.
+        ValueError: there is none, or it has several files and `single` is set; those of the hub are not downloaded;
+            or `revision` or `files`, for which `pinned` and `pattern` stand in, has no meaning there.
     """
-    path = Path(source)
+    path, pattern = Path(source), files or pattern
+    if revision and path.exists():
+        raise ValueError(f"--revision {revision}: only a hub data set has one, and {source} is on disk; leave it out")
     if source and path.is_dir():
         found = from_folder(path, pattern)
     elif path.suffix in SUFFIXES:
         if not path.is_file():
             raise ValueError(f"{source}: no such file")
+        if files:
+            raise ValueError(f"--files {files}: {source} is a file, not a folder of files; leave it out")
         found = Source(path.name, None, [path])
     elif path.exists() or source.count("/") != 1 or source.startswith((".", "~", "/")):
         raise ValueError(f"{source}: neither a .parquet or .jsonl file, nor a folder, nor a hub data set's owner/name")
     else:
-        check_single(source, hub_files(source, revision, pattern) if single else [])
-        found = from_hub(source, revision, pattern)
+        check_single(source, hub_files(source, revision or pinned, pattern) if single else [])
+        found = from_hub(source, revision or pinned, pattern)
     check_single(source, [file.name for file in found.paths] if single else [])
     return found
 
@@ -117,6 +125,11 @@ def row_count(path: Path) -> int | None:
 def json_rows(path: Path) -> Iterator[dict]:
     """Yield the rows of a file of JSON lines; ValueError for a line that is none: no row is lost unseen."""
     for line in lines(path):
+        if b"\\u" in line.raw:
+            try:
+                json.dumps(line.record, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                line = line._replace(record=None, problem="has half a character (a lone surrogate)")
         if line.record is None:
             raise ValueError(f"{name_lines(path, [line])}; each line is to be a JSON object in UTF-8: fix or remove it")
         yield line.record

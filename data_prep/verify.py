@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.command import run
+from common import command
 from common.files import sha256
 from common.json_lines import read_json
 from data_prep.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS, benchmark_row
@@ -102,7 +102,7 @@ def verify(path: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="prepared parquet files")
+    parser.add_argument("files", type=command.path, nargs="+", help="prepared parquet files")
     status = 0
     for path in parser.parse_args().files:
         faults = verify(path)
@@ -112,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -19,7 +19,7 @@ from common.files import sha256
 from common.models import public_name
 from data_prep.dapo import content_id, ground_truth_fault
 from data_prep.normalise import canonical
-from data_prep.rows import read_manifest, read_problem_rows, row, write_rows
+from data_prep.rows import check_output, read_problem_rows, row, write_rows
 from eval.samples import PROTOCOL, check_complete, read_samples, sample_files, settings_of
 from eval.tasks import task_files
 from reward.justrl import compute_score
@@ -63,11 +63,7 @@ def select(folder: Path, bench: Path, low: float, high: float, output: Path) -> 
     """Write the problems whose fraction of correct responses is from `low` to `high`."""
     if low > high:
         raise ValueError(f"--between {low:g} {high:g}: the lower end comes first")
-    if output.resolve() in [path.resolve() for path in bench.glob("*.parquet")]:
-        raise ValueError(f"{output}: was sampled itself; choose another --output")
-    if output.exists() and "outcomes" not in (read_manifest(output) or {}):
-        left = "eval.select did not make it, or was interrupted"
-        raise ValueError(f"{output}: is there, and {left}; remove the file, or choose another --output")
+    check_output(output, "eval.select", bench.glob("*.parquet"))
     files = sample_files(folder)
     fractions, outcomes = solved_fractions(files, bench)
     kept = {content_id(*pair): pair for pair, value in fractions.items() if low <= value <= high}

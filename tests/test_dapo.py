@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_prep import benchmarks, dapo
 from data_prep.dapo import Pair, ground_truth_fault, select
 from data_prep.prompt import BOXED_SENTENCE, DAPO_PREFIX, DAPO_SUFFIX
-from data_prep.rows import manifest_path, open_rows, read_manifest, read_rows
+from data_prep.rows import manifest_path, open_rows, read_manifest
 from data_prep.verify import verify
 from reward.justrl import compute_score
 
@@ -40,7 +40,7 @@ def write_raw(path, pairs, **options):
 
 def prepare(source, output, **options):
     """Prepare as the command does, with its defaults."""
-    defaults = {"revision": None, "files": "*.parquet", "conflicts": "drop", "benchmarks": None, "repeat": 1}
+    defaults = {"revision": None, "files": None, "conflicts": "drop", "benchmarks": None, "repeat": 1}
     defaults |= {"decontaminate": "report", "tokenizer": None}
     dapo.prepare(argparse.Namespace(source=str(source), output=output, **defaults | options))
     return read_manifest(output)
@@ -65,9 +65,9 @@ def test_every_row_is_kept_or_accounted_for(tmp_path):
     }
     assert manifest["rows_in"] == len(PAIRS) == manifest["problems"] + sum(counts.values())
     assert manifest["conflicts"] == [{"problem": "Odd?", "answers": {"1": 1, "2": 2}, "kept": []}]
-    frame = read_rows(tmp_path / "train.parquet")
-    assert sorted(info["problem"] for info in frame["extra_info"]) == ["What is $1+1$?", "What is $2+2$?"]
-    assert all(prompt[0]["content"].endswith(f"?\n\n{BOXED_SENTENCE}") for prompt in frame["prompt"])
+    rows = open_rows(tmp_path / "train.parquet").read().to_pylist()
+    assert sorted(row["extra_info"]["problem"] for row in rows) == ["What is $1+1$?", "What is $2+2$?"]
+    assert all(row["prompt"][0]["content"].endswith(f"?\n\n{BOXED_SENTENCE}") for row in rows)
     assert verify(tmp_path / "train.parquet") == []
 
 
@@ -76,9 +76,9 @@ def test_conflicts(tmp_path, conflicts, kept):
     source = write_raw(tmp_path / "raw.parquet", PAIRS)
     manifest = prepare(source, tmp_path / "train.parquet", conflicts=conflicts)
     assert manifest["conflicts"][0]["kept"] == kept
-    frame = read_rows(tmp_path / "train.parquet")
-    rows = zip(frame["extra_info"], frame["reward_model"], strict=True)
-    assert sorted(truth["ground_truth"] for info, truth in rows if info["problem"] == "Odd?") == kept
+    rows = open_rows(tmp_path / "train.parquet").read().to_pylist()
+    odd = [row["reward_model"]["ground_truth"] for row in rows if row["extra_info"]["problem"] == "Odd?"]
+    assert sorted(odd) == kept
     assert verify(tmp_path / "train.parquet") == []
 
 
@@ -102,8 +102,8 @@ def test_a_row_without_the_template_is_kept_and_counted(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows + half), tmp_path / "raw.parquet")
     manifest = prepare(tmp_path / "raw.parquet", tmp_path / "train.parquet")
     assert manifest["rows_without_template"] == 3
-    frame = read_rows(tmp_path / "train.parquet")
-    assert sorted(info["problem"] for info in frame["extra_info"]) == ["A?", "B?", "C?"]
+    rows = open_rows(tmp_path / "train.parquet").read().to_pylist()
+    assert sorted(row["extra_info"]["problem"] for row in rows) == ["A?", "B?", "C?"]
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
@@ -184,8 +184,8 @@ def test_json_lines_are_read_for_what_is_needed_only(tmp_path):
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (tmp_path / "raw.jsonl").write_text(text, encoding="utf-8-sig")
     prepare(tmp_path / "raw.jsonl", tmp_path / "train.parquet")
-    truths = [truth["ground_truth"] for truth in read_rows(tmp_path / "train.parquet")["reward_model"]]
-    assert sorted(truths) == ["1", "2024-01-02"]
+    made = open_rows(tmp_path / "train.parquet").read().to_pylist()
+    assert sorted(row["reward_model"]["ground_truth"] for row in made) == ["1", "2024-01-02"]
 
 
 def test_copies_of_benchmark_problems_are_reported_or_dropped(tmp_path, shared_data):

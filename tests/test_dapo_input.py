@@ -94,15 +94,15 @@ def not_utf8(path):
 def test_wrong_input_is_one_line_and_leaves_the_output_as_it_was(tmp_path, make, message):
     make(tmp_path / "raw.parquet")
     output = tmp_path / "out" / "train.parquet"
-    output.parent.mkdir()
-    output.write_text("what was there before")
+    prepare(write_raw(tmp_path / "good.parquet", PAIRS), output)
+    before = output.read_bytes()
     done = command("data_prep.dapo", "--source", tmp_path / "raw.parquet", "--output", output)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert done.stderr.startswith("data_prep.dapo: ")
     assert done.stderr.count("\n") == 1
-    assert output.read_text() == "what was there before"
-    assert [path.name for path in output.parent.iterdir()] == ["train.parquet"]
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in output.parent.iterdir()) == ["train.manifest.json", "train.parquet"]
 
 
 LINE = b'{"prompt": "What is 1+1?", "solution": "2"}\r\n'
@@ -116,6 +116,7 @@ LINE = b'{"prompt": "What is 1+1?", "solution": "2"}\r\n'
         (LINE + LINE[:20], "raw.jsonl, line 2: is truncated"),
         (b"[" + LINE.strip() + b"]", "raw.jsonl, line 1: is no JSON object"),
         (LINE.decode().encode("utf-16"), "raw.jsonl: is UTF-16; convert it with iconv"),
+        (LINE + rb'{"prompt": "\\ud800 \ud800", "solution": "2"}', "raw.jsonl, line 2: has half a character"),
         (LINE + b'{"prompt": "x", "solution": NaN}', "raw.jsonl: cannot be read"),
         (LINE + b'{"prompt": "x", "solution": %d}' % 10**30, "raw.jsonl: cannot be read"),
     ],
@@ -131,6 +132,34 @@ def test_blank_lines_byte_order_marks_and_crlf_are_read(tmp_path):
     path = tmp_path / "raw.jsonl"
     path.write_bytes(b"\xef\xbb\xbf\r\n \n" + LINE + b"\n\xef\xbb\xbf" + LINE.replace(b"1+1", b"0+2"))
     assert prepare(path, tmp_path / "train.parquet")["problems"] == 2
+
+
+def test_characters_in_two_halves_and_backslashes_are_read(tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_bytes(rb'{"prompt": "\ud83d\ude00 \\ud800", "solution": "2"}')
+    assert prepare(path, tmp_path / "train.parquet")["problems"] == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (
+            "raw.parquet",
+            {"files": "*.zzz"},
+            r"--files \*\.zzz: .*raw\.parquet is a file, not a folder of files; leave it out",
+        ),
+        (
+            "raw.parquet",
+            {"revision": "abc"},
+            "--revision abc: only a hub data set has one, and .* is on disk; leave it",
+        ),
+        (".", {"revision": "abc"}, "--revision abc: only a hub data set has one, and .* is on disk; leave it out"),
+    ],
+)
+def test_options_that_the_source_has_no_use_for_are_refused(tmp_path, source, options, message):
+    write_raw(tmp_path / "raw.parquet", PAIRS)
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path / source, tmp_path / "out" / "train.parquet", **options)
 
 
 def test_links_to_folders_of_shards_are_followed_once(tmp_path):

@@ -1,11 +1,13 @@
 """Prepared rows: their format, and the demo's arithmetic."""
 
+import importlib
 import json
 import random
 
 import pandas as pd
 import pytest
 
+from data_prep.demo import __main__ as demo_command
 from data_prep.demo import model
 from data_prep.demo import problems as demo
 from data_prep.prompt import (
@@ -13,7 +15,7 @@ from data_prep.prompt import (
     evaluation_prompt,
     training_prompt,
 )
-from data_prep.rows import COLUMNS, read_rows, row, write_rows
+from data_prep.rows import COLUMNS, open_rows, read_problem_rows, row, write_rows
 from reward.justrl import compute_score
 
 
@@ -66,29 +68,89 @@ def test_a_pretrained_model_gets_the_supervised_start(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("place", ["model", "."])
-def test_the_model_to_begin_with_is_not_replaced(tmp_path, place):
+def test_the_model_to_begin_with_and_the_data_are_not_replaced(tmp_path, place):
     (tmp_path / "model").mkdir()
-    with pytest.raises(ValueError, match="holds the model to begin with"):
-        model.write(tmp_path / place, model.PRETRAINED, str(tmp_path / "model"))
+    for message, given in (("model to begin with", "init"), ("folder of --data", "data")):
+        with pytest.raises(ValueError, match=f"holds the {message}, which would be replaced; choose another --model"):
+            model.write(tmp_path / place, model.SETTINGS, **{given: str(tmp_path / "model")})
 
 
-def test_a_model_without_a_chat_template_is_refused(tmp_path):
+@pytest.mark.parametrize("place", ["thesis", "thesis/thesis.tex", "link"])
+def test_a_folder_or_file_of_others_is_not_replaced(tmp_path, place):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("all of it")
+    (tmp_path / "link").symlink_to("thesis")
+    with pytest.raises(ValueError, match=r"is there, and data_prep\.demo did not make it; choose another --model"):
+        model.write(tmp_path / place, model.SETTINGS)
+    with pytest.raises(ValueError, match=r"thesis\.tex is a file, not a folder; choose another place"):
+        model.write(tmp_path / "thesis" / "thesis.tex" / "model", model.SETTINGS)
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "all of it"
+
+
+def test_a_model_behind_a_link_is_made_again_in_its_place(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / model.SETTINGS_FILE).write_bytes(
+        b"\xff"
+    )  # of another encoding: not the settings that are asked
+    (tmp_path / "link").symlink_to("disk")
+    model.write(tmp_path / "link", model.SETTINGS | {"steps": 2})
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
+def test_the_command_checks_all_before_it_writes(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for name, message in (
+        ("test.parquet", "did not make it; move it"),
+        ("notes.txt", "cannot be used: model .*no such"),
+    ):
+        (tmp_path / "data" / name).write_text("somebody's")
+        arguments = ["--data", tmp_path / "data", "--model", tmp_path / "model", "--init", tmp_path / "none"]
+        monkeypatch.setattr("sys.argv", ["demo", *map(str, arguments)])
+        with pytest.raises(ValueError, match=message):
+            demo_command.main()
+        assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["somebody's"]
+        (tmp_path / "data" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template that shows the problem, or no end token; use an instruct model"),
+        ("hi", "has no chat template that shows the problem, or no end token; use an instruct model"),
+        ("{% for", "cannot be used: "),
+    ],
+)
+def test_a_model_whose_template_shows_no_problem_is_refused(tmp_path, template, message):
     tokenizer = model.build_tokenizer(300)
     model.build_model(tokenizer, model.SETTINGS).save_pretrained(tmp_path / "base")
-    tokenizer.chat_template = None
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="has no chat template or no end token; use an instruct model"):
+    (tmp_path / "base" / "folder.json").mkdir()
+    (tmp_path / "base" / "loop.json").symlink_to("loop.json")
+    with pytest.raises(ValueError, match=rf"--init \(JUSTRL_INIT\) .*: {message}"):
         model.write(tmp_path / "made", model.PRETRAINED, str(tmp_path / "base"))
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("module", ["data_prep.dapo", "data_prep.gsm8k", "data_prep.benchmarks", "data_prep.demo"])
+def test_an_empty_value_is_refused(module, monkeypatch, capsys):
+    main = importlib.import_module(f"{module}.__main__" if module == "data_prep.demo" else module).main
+    for option in (
+        ("--data", "--model", "--init") if module == "data_prep.demo" else ("--source", "--output", "--files")
+    ):
+        monkeypatch.setattr("sys.argv", [module, option, ""])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert f"argument {option}: is empty; give a value, or leave the option out" in capsys.readouterr().err
 
 
 def test_rows_have_the_recipes_format(tmp_path):
     path = tmp_path / "train.parquet"
     write_rows(path, [row("demo", "What is 1 + 1?", "2", 0, "train")], {"source": "test"})
-    frame = read_rows(path)
-    assert tuple(frame.columns) == COLUMNS
-    first = frame.iloc[0]
-    assert list(first["prompt"]) == [{"content": training_prompt("What is 1 + 1?"), "role": "user"}]
+    (first,) = open_rows(path).read().to_pylist()
+    assert tuple(first) == COLUMNS
+    assert first["prompt"] == [{"content": training_prompt("What is 1 + 1?"), "role": "user"}]
     assert first["reward_model"] == {"ground_truth": "2", "style": "rule"}
     manifest = json.loads((tmp_path / "train.manifest.json").read_text())
     assert manifest["rows_out"] == 1
@@ -97,13 +159,13 @@ def test_rows_have_the_recipes_format(tmp_path):
 
 def test_unreadable_files_are_named_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        read_rows(tmp_path / "absent.parquet")
+        read_problem_rows(tmp_path / "absent.parquet")
     good = tmp_path / "good.parquet"
     write_rows(good, [row("demo", "p", "1", i, "train") for i in range(500)], {})
     truncated = tmp_path / "cut.parquet"
     truncated.write_bytes(good.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated"):
-        read_rows(truncated)
+        read_problem_rows(truncated)
     pd.DataFrame({"prompt": ["p"]}).to_parquet(tmp_path / "thin.parquet")
     with pytest.raises(ValueError, match="lacks column data_source, ability, reward_model, extra_info"):
-        read_rows(tmp_path / "thin.parquet")
+        read_problem_rows(tmp_path / "thin.parquet")

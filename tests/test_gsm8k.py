@@ -89,6 +89,41 @@ def test_two_training_sets_of_one_name_are_refused(tmp_path):
         prepare(raw, tmp_path / "out", *(tmp_path / place / "set" / "train.parquet" for place in "ab"))
 
 
+def test_a_problem_is_kept_once_and_copies_are_counted(tmp_path):
+    asked, other = ("Odd?", "#### 1"), ("Odd?", "#### 3")
+    prepare(write(tmp_path / "raw", train=[*TRAIN, TRAIN[0], asked, other], test=[*TEST, *TEST]), tmp_path / "out")
+    found = read_manifest(tmp_path / "out" / "train.parquet")
+    assert (found["rows_in"], found["rows_out"]) == (6, 3)
+    assert {reason: what["count"] for reason, what in found["dropped"].items()} == {
+        "exact copy": 1,
+        "conflicting answers": 2,
+    }
+    assert [conflict["problem"] for conflict in found["conflicts"]] == ["Odd?"]
+    assert verify(tmp_path / "out" / "train.parquet") == verify(tmp_path / "out" / "GSM8K.parquet") == []
+
+
+def test_the_source_and_the_files_of_others_are_not_replaced(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for split, pairs in (("train", TRAIN), ("test", TEST)):
+        rows = [{"question": question, "answer": answer} for question, answer in pairs]
+        pq.write_table(pa.Table.from_pylist(rows), raw / f"{split}.parquet")
+    before = (raw / "train.parquet").read_bytes()
+    with pytest.raises(ValueError, match=r"train\.parquet: is the source too"):
+        prepare(raw, raw)
+    (tmp_path / "out").mkdir()
+    for name in ("GSM8K.parquet", "GSM8K.manifest.json"):
+        (tmp_path / "out" / name).write_text("{}")
+        with pytest.raises(ValueError, match=f"{name}: is there, and data_prep.gsm8k did not make it; move it"):
+            prepare(raw, tmp_path / "out")
+        (tmp_path / "out" / name).unlink()
+    for _ in range(2):
+        prepare(raw, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"GSM8K\.parquet is a file, not a folder; choose another place"):
+        prepare(raw, tmp_path / "out" / "GSM8K.parquet" / "below")
+    assert (raw / "train.parquet").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
@@ -97,6 +132,10 @@ def test_two_training_sets_of_one_name_are_refused(tmp_path):
         ({"train": TRAIN, "test": [("How many?", "Some.\n#### many")]}, "row 0: the answer does not end in ####"),
         ({"train": TRAIN, "test": [("How many?", "Seven: 7")]}, "row 0: the answer does not end in ####"),
         ({"train": TRAIN, "test": [("How many?", "1,2\n#### 1,2")]}, "row 0: the answer does not end in ####"),
+        ({"train": TRAIN, "test": [("How many?", "7\n#### \uff17")]}, "row 0: the answer does not end in ####"),
+        ({"train": TRAIN, "test": [("How many?", "7\n#### 007")]}, "row 0: the answer does not end in ####"),
+        ({"train": TRAIN, "test": [("Odd?", "#### 1"), ("Odd?", "#### 3")]}, "dropped: {'conflicting answers': 2}"),
+        ({"train": TRAIN, "test": [("Half \ud800?", "#### 7")]}, "test.jsonl, line 1: has half a character"),
         ({"train": TRAIN, "test": [(None, "#### 7")]}, "row 0: 'question' and 'answer' are to be text"),
         ({"train": TRAIN, "test": [("", "#### 7")]}, "row 0: 'question' and 'answer' are to be text"),
     ],

@@ -21,7 +21,7 @@ from data_prep import benchmarks
 from data_prep.benchmarks import BENCHMARK_SCHEMA, benchmark_row
 from data_prep.dapo import DATA_SOURCE, content_id
 from data_prep.distinct import distinct_rows
-from data_prep.rows import manifest_path, read_manifest, read_problem_rows, read_rows, row, write_rows
+from data_prep.rows import manifest_path, read_manifest, read_problem_rows, row, write_rows
 from data_prep.verify import verify
 from eval import judge, report, sections
 from eval.engines import ModelSettings
@@ -144,7 +144,7 @@ READERS = {
         lambda folder: manifest_path(training_set(folder)),
         lambda path: read_manifest(path.with_name("train.parquet")),
     ),
-    "training set": (training_set, read_rows),
+    "training set": (training_set, read_problem_rows),
     "training set that is verified": (training_set, verify),
     "benchmark": (benchmark, asked),
     "benchmark that is verified": (benchmark, verify),

@@ -107,7 +107,7 @@ def test_copies_and_ground_truths_that_cannot_score_are_left_out(tmp_path):
 def test_samples_that_are_not_of_these_files_are_refused(tmp_path):
     folder, data = sampled(tmp_path, [5, 5])
     before = (data / "train.parquet").read_bytes()
-    with pytest.raises(ValueError, match=r"train\.parquet: was sampled itself; choose another --output"):
+    with pytest.raises(ValueError, match=r"train\.parquet: is the source too; choose another --output"):
         select(folder, data, 0.2, 0.8, data / "train.parquet")
     assert (data / "train.parquet").read_bytes() == before
     path = folder / "train.samples.jsonl"
@@ -156,9 +156,16 @@ def test_only_what_it_made_is_overwritten(tmp_path):
     write_rows(other, training_rows([("What?", "4")]), {"source": "x"})
     before = other.read_bytes()
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"other/train\.parquet: is there, and eval\.select did not make it, or"):
+        with pytest.raises(ValueError, match=r"other/train\.parquet: is there, and eval\.select did not make it; move"):
             select(folder, data, 0.2, 0.8, other)
         manifest_path(other).unlink(missing_ok=True)
     assert other.read_bytes() == before
+    for name in ("train.sanity", "", "samples"):
+        with pytest.raises(ValueError, match=r"the output is to be a file named \.parquet; choose another name"):
+            select(folder, data, 0.2, 0.8, tmp_path / name)
+    manifest_path(tmp_path / "mine.parquet").write_text("{}")
+    with pytest.raises(ValueError, match=r"mine\.manifest\.json: is there, and eval\.select did not make it"):
+        select(folder, data, 0.2, 0.8, tmp_path / "mine.parquet")
+    manifest_path(tmp_path / "mine.parquet").unlink()
     for _ in range(2):
         select(folder, data, 0.2, 0.8, tmp_path / "mine.parquet")

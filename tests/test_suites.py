@@ -12,7 +12,7 @@ import pytest
 from common.command import first_line
 from data_prep import benchmarks, gsm8k
 from data_prep.benchmarks import BENCHMARKS, FOR_ADD, PAPER_BENCHMARKS
-from data_prep.rows import manifest_path, open_rows, read_manifest
+from data_prep.rows import open_rows, read_manifest
 from data_prep.source import locate
 from data_prep.verify import verify
 from eval import report
@@ -135,6 +135,10 @@ def test_parquet_other_columns_and_a_subset_by_difficulty(tmp_path):
     assert [row["reward_model"]["ground_truth"] for row in made] == ["97", "-2, 2"]
     assert (manifest["rows_in"], manifest["rows_out"], manifest["where"]) == (3, 2, "level=5")
     assert verify(tmp_path / "bench" / "M-5.parquet") == []
+    write_lines(tmp_path / "mine.jsonl", [row | {"ok": ok} for row, ok in zip(ROWS, (True, False, None), strict=True)])
+    for where, truth in (("ok=true", "97"), ("ok=false", r"\frac{1}{2}"), ("ok=null", "-2, 2")):
+        (made,), _ = add(tmp_path / "mine.jsonl", tmp_path / "bench", where=where)
+        assert made["reward_model"]["ground_truth"] == truth
 
 
 def test_gsm8k_becomes_a_benchmark_without_its_instruction(tmp_path):
@@ -170,6 +174,12 @@ def test_your_own_is_looked_for_in_the_training_set(tmp_path):
         (ROWS, {"where": "level=6"}, "no row has level=6; level is 1, 5"),
         (ROWS, {"where": "subject=Algebra"}, "give COLUMN=VALUE with a column that all rows have, of problem, answer"),
         (ROWS, {"where": "level"}, "give COLUMN=VALUE"),
+        (
+            [ROWS[0] | {"ok": True}, ROWS[1] | {"ok": None}],
+            {"where": "ok=None"},
+            "no row has ok=None; ok is null, true",
+        ),
+        (ROWS, {"files": "*.zzz"}, "mine.jsonl is a file, not a folder of files; leave it out"),
         ([], {}, "mine.jsonl: has no rows"),
         (ROWS, {"name": "aime24"}, "--add aime24: benchmarks.json has it; prepare it with --tasks, or choose another"),
         (ROWS, {"name": "Mean"}, "--add Mean: reports have a mean of benchmarks; choose another name"),
@@ -192,9 +202,8 @@ def test_sources_that_cannot_be_read_are_one_line(tmp_path):
     for name in ("a", "b"):
         write_lines(tmp_path / "two" / f"{name}.jsonl", ROWS)
     words = {"bad.parquet": "is it truncated", "bad.jsonl": "line 1: is no JSON object", "no.jsonl": "no such file"}
-    for name, message in (
-        words | {"mine.csv": "neither a .parquet or .jsonl", "two": "has 2 files: a.jsonl, b"}
-    ).items():
+    words |= {"mine.csv": "neither a .parquet or .jsonl", "two": "has 2 files: a.jsonl, b"}
+    for name, message in words.items():
         with pytest.raises(ValueError) as raised:
             add(tmp_path / name, tmp_path / "bench")
         assert message in first_line(raised.value)
@@ -202,19 +211,20 @@ def test_sources_that_cannot_be_read_are_one_line(tmp_path):
     assert len(rows) == 3
 
 
-def test_adding_replaces_only_what_it_made(tmp_path):
+def test_adding_replaces_only_what_it_made_and_names_copies(tmp_path, capsys):
     source = write_lines(tmp_path / "mine.jsonl", ROWS)
     gsm8k.prepare(locate(str(write(tmp_path / "raw", train=TRAIN, test=TEST)), None, "*"), tmp_path / "bench", [])
     before = (tmp_path / "bench" / "train.parquet").read_bytes()
-    with pytest.raises(ValueError, match=r"train\.parquet: is there, and --add did not make it, or was int"):
+    with pytest.raises(ValueError, match=r"train\.parquet: is there, and data_prep\.benchmarks did not make it; move"):
         add(source, tmp_path / "bench", "train")
     assert (tmp_path / "bench" / "train.parquet").read_bytes() == before
     for rows in (ROWS[:2], ROWS):
         made, _ = add(write_lines(source, rows), tmp_path / "bench")
         assert len(made) == len(rows)
-    manifest_path(tmp_path / "bench" / "mine.parquet").unlink()  # as a kill between the two files leaves it
-    with pytest.raises(ValueError, match="--add did not make it, or was interrupted; remove the file, or choose an"):
-        add(source, tmp_path / "bench")
+    with pytest.raises(ValueError, match=r"mine\.parquet: is the source too; choose another --output"):
+        add(tmp_path / "bench" / "mine.parquet", tmp_path / "bench", where="data_source=mine")
+    add(write_lines(source, [*ROWS, ROWS[1] | {"answer": "2"}]), tmp_path / "bench", "copies")
+    assert "2 rows have a problem of another one: copies-1, copies-3\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -222,6 +232,7 @@ def test_adding_replaces_only_what_it_made(tmp_path):
     [
         (("--where", "level=5", "--problem", "q"), "--problem, --where: only together with --add NAME"),
         (("--add", "mine"), "--add needs --source"),
+        (("--add", "mine", "--source", "x.jsonl", "--problem", ""), "argument --problem: is empty; give a value, or"),
         (("--add", "mine", "--source", "x.jsonl", "--tasks", "AIME24"), "takes no --tasks"),
         (("--suite", "2027"), "invalid choice: '2027'"),
         (("--suite", "2026", "--tasks", "AIME24"), "--suite: not together with --tasks or --add"),

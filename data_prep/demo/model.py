@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 
 from common.command import first_line
-from common.files import write_text
-from common.models import model_digest
+from common.files import check_place, write_text
+from common.models import check_model, model_digest
 from data_prep.demo.problems import TEST, TRAIN, Problem, all_problems, split
 from data_prep.prompt import training_prompt
 
@@ -82,17 +82,22 @@ def build_model(tokenizer, settings: dict):
 
 
 def load_pretrained(name: str) -> tuple:
-    """Load a model in fp32, and its tokenizer; ValueError if it cannot be loaded or has no chat template."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    """Load a model in fp32, and its tokenizer; ValueError if that fails or its chat template shows no problem."""
+    problem = training_prompt(all_problems()[0].text)
     try:
+        check_model(name)
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(name)
+        turns, template = [{"role": "user", "content": problem}], tokenizer.chat_template
+        shown = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False) if template else ""
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except Exception as error:  # transformers raises all sorts for a damaged file or a package that is missing
-        raise ValueError(f"--init {name}: cannot be loaded: {first_line(error)}") from error
-    if not (tokenizer.chat_template and tokenizer.eos_token):
-        raise ValueError(f"--init {name}: has no chat template or no end token; use an instruct model")
+        raise ValueError(f"--init (JUSTRL_INIT) {name}: cannot be used: {first_line(error)}") from error
+    if problem not in shown or not tokenizer.eos_token:
+        lacks = "no chat template that shows the problem, or no end token"
+        raise ValueError(f"--init (JUSTRL_INIT) {name}: has {lacks}; use an instruct model")
     return model, tokenizer
 
 
@@ -150,13 +155,17 @@ def warm_start(model, tokenizer, examples: list[dict], settings: dict) -> None:
             print(f"  step {step:>4}/{steps}  loss {loss.item():.3f}", flush=True)
 
 
-def write(path: Path, settings: dict, init: str | None = None) -> None:
-    """Build a backbone or load `init`, warm-start and save it, unless it is there; anything else there is replaced."""
-    if init and path.resolve() in (Path(init).resolve(), *Path(init).resolve().parents):
-        raise ValueError(f"{path}: holds the model to begin with, which would be replaced; choose another --model")
+def write(path: Path, settings: dict, init: str | None = None, data: Path | None = None) -> None:
+    """Build a backbone or load `init`, warm-start and save it, unless it is there; replaces only what it made."""
     given = {"init": init, "files": model_digest(init)} if init else {}
     made, text = path / SETTINGS_FILE, json.dumps(settings | given, indent=2) + "\n"
-    if made.is_file() and made.read_text() == text:
+    for what, kept in (("model to begin with", init), ("folder of --data", data)):
+        if kept and path.resolve() in (Path(kept).resolve(), *Path(kept).resolve().parents):
+            raise ValueError(f"{path}: holds the {what}, which would be replaced; choose another --model")
+    check_place(path)
+    if path.exists() and not (made.is_file() or (path.is_dir() and not any(path.iterdir()))):
+        raise ValueError(f"{path}: is there, and data_prep.demo did not make it; choose another --model")
+    if made.is_file() and made.read_bytes() == text.encode():
         print(f"{path}: kept, its settings have not changed")
         return
     from transformers.utils import logging
@@ -169,11 +178,12 @@ def write(path: Path, settings: dict, init: str | None = None) -> None:
         model = build_model(tokenizer, settings)
     print(f"{model.num_parameters() / 1e6:.2f} million parameters, {len(tokenizer)} tokens")
     warm_start(model, tokenizer, supervised_examples(tokenizer, settings), settings)
-    aside = path.with_name(f".{path.name}.new")
+    folder = path.resolve()  # a link stays
+    aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     write_text(aside / SETTINGS_FILE, text)
-    shutil.rmtree(path, ignore_errors=True)
-    aside.replace(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.replace(folder)
     print(f"{path}: made")
