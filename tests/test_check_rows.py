@@ -55,6 +55,27 @@ MALFORMED = {  # columns, the row and words of the line
     "null content": ({"prompt": at(2, [{"content": None, "role": "user"}], TURNS)}, 2, PROMPT),
     "blank content": ({"prompt": at(2, [{"content": " \n", "role": "user"}], TURNS)}, 2, PROMPT),
     "no user": ({"prompt": at(11, [{"content": "Think.", "role": "system"}], TURNS)}, 11, PROMPT),
+    "integer contents": (
+        {"prompt": lambda i: [{"content": i, "role": "user"}]},
+        0,
+        "a content that is int64, not text",
+    ),
+    "integer roles": ({"prompt": lambda i: [{"content": "1 + 1?", "role": 1}]}, 0, "a role that is int64, not text"),
+    "null second role": (
+        {"prompt": at(6, [*TURNS, {"content": "2", "role": None}], TURNS)},
+        6,
+        "of role None; use one",
+    ),
+    "unknown role": (
+        {"prompt": at(7, [{"content": "Hi", "role": "User"}, *TURNS], TURNS)},
+        7,
+        "of role 'User'; use one",
+    ),
+    "null second content": (
+        {"prompt": at(8, [*TURNS, {"content": None, "role": "user"}], TURNS)},
+        8,
+        "content is null",
+    ),
     "null role": ({"prompt": at(12, [{"content": "1 + 1?", "role": None}], TURNS)}, 12, PROMPT),
     "text extra": ({"extra_info": lambda i: "x"}, 0, "extra_info is string; make it a struct"),
 }
@@ -87,7 +108,8 @@ def test_a_malformed_row_is_one_line(tmp_path, name):
 
 
 GOOD = {
-    "several turns": {"prompt": lambda i: [*TURNS, {"content": None, "role": "assistant"}, *TURNS]},
+    "several turns": {"prompt": lambda i: [*TURNS, {"content": "2", "role": "assistant"}, *TURNS]},
+    "calls of tools": {"prompt": lambda i: [*TURNS, {"content": None, "role": "assistant", "tool_calls": ["f"]}]},
     "no extra info": {"extra_info": lambda i: None},
     "some extra info": {"extra_info": at(3, None, {"index": 4})},
     "integer index": {"extra_info": lambda i: {"index": i}},
