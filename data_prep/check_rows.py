@@ -11,6 +11,7 @@ from common.command import first_line
 from data_prep.rows import open_rows
 
 READ = ("data_source", "prompt", "reward_model", "extra_info")  # by verl and rewards
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")  # of chat templates
 TRUTH = "reward_model.ground_truth"
 
 
@@ -64,6 +65,11 @@ def is_text(kind: pa.DataType) -> bool:
     return types.is_string(kind) or types.is_large_string(kind)
 
 
+def is_parts(kind: pa.DataType) -> bool:
+    """Tell whether content may be in parts, such as text and image, or is null throughout."""
+    return types.is_null(kind) or types.is_list(kind) or types.is_large_list(kind)
+
+
 def text_faults(values: pa.Array, name: str) -> Iterator[tuple[int, str]]:
     if (row := first_true(values.is_null())) >= 0:
         yield row, f"{name} is null; give every row one, or drop it"
@@ -82,7 +88,7 @@ def truth_faults(truths: pa.Array, score: Callable) -> Iterator[tuple[int, str]]
 
 
 def prompt_faults(prompts: pa.Array) -> Iterator[tuple[int, str]]:
-    """Yield the rows whose prompt is not a list of turns with one of the user's."""
+    """Yield the rows whose prompt is not a list of turns with role and content, one of them the user's."""
     kind = prompts.type
     turns = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else None
     if turns is None or not types.is_struct(turns) or min(map(turns.get_field_index, ("role", "content"))) < 0:
@@ -90,9 +96,17 @@ def prompt_faults(prompts: pa.Array) -> Iterator[tuple[int, str]]:
         return
     rows, flat = pc.list_parent_indices(prompts), pc.list_flatten(prompts)
     role, content = pc.struct_field(flat, "role"), pc.struct_field(flat, "content")
+    for name, values, others in (("role", role, types.is_null), ("content", content, is_parts)):
+        if not (is_text(values.type) or others(values.type)):
+            yield 0, f"prompt has a {name} that is {values.type}, not text; convert it to strings"
+            return
     text = pc.utf8_trim_whitespace(content) if is_text(content.type) else None
     empty = content.is_null() if text is None else pc.or_(content.is_null(), pc.equal(text, ""))
     asking = pc.and_(pc.equal(role, "user"), pc.invert(empty))
     numbers = pa.array(range(len(prompts)), rows.type)
     if (row := first_true(pc.invert(pc.is_in(numbers, value_set=rows.filter(asking))))) >= 0:
         yield row, "prompt is null or has no user turn with text; give every row one, or drop it"
+    elif (turn := first_true(pc.invert(pc.is_in(role, value_set=pa.array(ROLES, role.type))))) >= 0:
+        yield rows[turn].as_py(), f"prompt has a turn of role {role[turn].as_py()!r:.40}; use one of {', '.join(ROLES)}"
+    elif turns.get_field_index("tool_calls") < 0 and (turn := first_true(content.is_null())) >= 0:
+        yield rows[turn].as_py(), "prompt has a turn whose content is null; give every turn text, or drop the row"

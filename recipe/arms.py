@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.processes import REPOSITORY
 
 FOLDER = REPOSITORY / "recipe" / "config" / "arms"
+HEADER = re.compile(r"^\s*#\s*@package\s+_global_\s*$", re.MULTILINE)
 CHOICE = re.compile(r"\+{0,2}arms=")
 NAME = "trainer.experiment_name"
 UNCLIPPED = "with one update per step nothing is clipped"
@@ -67,6 +68,18 @@ def choices(overrides: list[str]) -> list[str]:
     return [override for override in overrides if CHOICE.match(override)]
 
 
+def chosen_arms(overrides: list[str]) -> set[str]:
+    return {name for choice in choices(overrides) for name in re.findall(r"[^\[\], ]+", choice.partition("=")[2])}
+
+
+def check_headers(overrides: list[str]) -> None:
+    """Check that the file of each chosen arm is text with the header by which Hydra merges it at the root."""
+    for name in sorted(chosen_arms(overrides) & set(arm_names())):
+        text = (FOLDER / f"{name}.yaml").read_bytes().decode(errors="replace")
+        if "\ufffd" in text or not HEADER.search(text):
+            raise ValueError(f"recipe/config/arms/{name}.yaml: write it in UTF-8, beginning with # @package _global_")
+
+
 def own_overrides(config: DictConfig, overrides: list[str]) -> list[str]:
     """Return the overrides that go before the command's own: an experiment's name, and what a small config needs."""
     chosen = arms(config)
@@ -85,8 +98,7 @@ def named(name: str) -> str:
 
 def check_arms(config: DictConfig, overrides: list[str]) -> None:
     """Check that each arm lists itself, and that no two set the same key or undo each other; ValueError of one line."""
-    chosen = {name for choice in choices(overrides) for name in re.findall(r"[^\[\], ]+", choice.partition("=")[2])}
-    if unlisted := sorted(chosen - set(arms(config))):
+    if unlisted := sorted(chosen_arms(overrides) - set(arms(config))):
         name = unlisted[0]
         raise ValueError(
             f"recipe/config/arms/{name}.yaml: justrl.allow has no entry {name}; list the keys that it sets"

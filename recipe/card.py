@@ -123,12 +123,13 @@ def method(config: DictConfig) -> dict[str, Any]:
 def training_files(run: Path, config: DictConfig) -> list[tuple[str, dict | None]]:
     """Return name and manifest of each training file, None where it has no manifest; ValueError if one is damaged."""
     files = OmegaConf.select(config, FILES) or []
-    if not isinstance(files, (str, ListConfig)):
+    names = as_list(files) if isinstance(files, (str, ListConfig)) else [""]
+    if not all(isinstance(name, str) and Path(name).name for name in names):
         raise ValueError(f"{run}/config.yaml: damaged ({FILES} is {files}); {ANEW}")
-    paths = [manifest_path(REPOSITORY / Path(str(file)).expanduser()) for file in as_list(files)]
+    paths = [manifest_path(REPOSITORY / Path(name).expanduser()) for name in names]
     fix = "prepare the data again, or move this file away"
     manifests = [read_json(path, shape=SHAPES["manifest"], fix=fix) if path.is_file() else None for path in paths]
-    return [(Path(str(file)).name, made) for file, made in zip(as_list(files), manifests, strict=True)]
+    return [(Path(name).name, made) for name, made in zip(names, manifests, strict=True)]
 
 
 def training(run: Path, by_step: dict[int, dict], config: DictConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from common.command import first_line, run
 from common.machine import count_gpus, device
 from common.processes import REPOSITORY
-from recipe.arms import arm_names, check_arms, choices, own_overrides
+from recipe.arms import arm_names, check_arms, check_headers, choices, own_overrides
 from recipe.kinds import check_kinds, plain
 
 CONFIG_FOLDER = REPOSITORY / "recipe" / "config"
@@ -78,6 +79,7 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
+    check_headers(overrides)
     preset = ["+device=cpu"] if device == "cpu" else []
     base = verl_config()
     search_path = f"hydra.searchpath=[file://{verl_config_folder()}]"
@@ -87,7 +89,8 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
         raise ValueError(explain(str(error), overrides, base)) from error
     values = plain(config)
     if unknown := unknown_keys(values, plain(base)):
-        raise ValueError(f"{name}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
+        files = " ".join([name, *choices(overrides)])
+        raise ValueError(f"{files}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
     check_kinds(values, verl_defaults())
     check_arms(config, overrides)
     if own := own_overrides(config, overrides):
@@ -137,8 +140,13 @@ def hydra_compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(folder), version_base=None):
             return hydra.compose(name, overrides=overrides)
+    except yaml.YAMLError as error:  # with file, line and column, over several lines
+        raise ValueError(f"{name}: {' '.join(str(error).split())}; fix the file") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(f"{name}: {first_line(error)}") from error
+        line = first_line(error if str(error) else error.__cause__ or error)
+        if line.endswith("composing config:"):  # the cause is the next line
+            line += f" {str(error).splitlines()[1]}"
+        raise ValueError(f"{name}: {line}") from error
 
 
 def unknown_keys(config: dict, base: dict, prefix: str = "") -> list[str]:

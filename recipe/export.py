@@ -9,6 +9,7 @@ example: python -m recipe.export outputs/demo --step 20 --push ORG/NAME --privat
 """
 
 import argparse
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -91,11 +92,14 @@ def publish(run: Path, step: int | None, repository: str | None, private: bool) 
 
 def repository_name(text: str) -> str:
     """Parse ORG/NAME."""
-    if text.count("/") != 1 or not all(text.split("/")):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give ORG/NAME, an organisation or user of the hub and a model's name"
-        )
-    return text
+    from huggingface_hub.utils import validate_repo_id
+
+    if text.count("/") == 1:
+        with contextlib.suppress(ValueError):
+            validate_repo_id(text)
+            return text
+    of = "of at most 96 letters, digits, -, _ and ., without -- or .., or any of them at an end"
+    raise argparse.ArgumentTypeError(f"{text!r}: give ORG/NAME, of the hub's organisation or user and a model, {of}")
 
 
 def main() -> None:

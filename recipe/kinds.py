@@ -16,14 +16,16 @@ TABLE: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_
 REQUIRED = {"actor_rollout_ref.rollout.custom.validation_response_length"}  # by this recipe, beside verl's own keys
 UNSET = "???"  # OmegaConf's; here also the default of a key that verl does not declare
 SHOWN = 80  # characters of a wrong value
+LARGEST = 2**63  # integers are below it, as torch's and the file formats'
+LONGEST_NAME = 240  # bytes; a file's has at most 255, and verl appends to it
 
 
 def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def is_number(value: Any) -> bool:
-    return is_integer(value) or (isinstance(value, float) and not math.isnan(value))
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def is_path(value: Any) -> bool:
@@ -32,7 +34,8 @@ def is_path(value: Any) -> bool:
 
 def is_name(value: Any) -> bool:
     # Blanks and dots would make a run's folder another one.
-    return is_path(value) and value.isprintable() and not {".", ".."} & set(value.split("/"))
+    whole = is_path(value) and value.isprintable() and not {".", ".."} & set(value.split("/"))
+    return whole and len(value.encode()) <= LONGEST_NAME
 
 
 # Name to a description and a test.
@@ -42,11 +45,11 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "integer": ("an integer", is_integer),
     "size": ("an integer of at least 0", lambda value: is_integer(value) and value >= 0),
     "count": ("an integer of at least 1", lambda value: is_integer(value) and value >= 1),
-    "number": ("a number", is_number),
-    "amount": ("a number of at least 0", lambda value: is_number(value) and value >= 0),
+    "number": ("a finite number", is_number),
+    "amount": ("a finite number of at least 0", lambda value: is_number(value) and value >= 0),
     "fraction": ("a number above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1),
     "text": ("text", lambda value: isinstance(value, str) and value != UNSET),
-    "name": ("a name without . or .. between slashes", is_name),
+    "name": (f"a name of at most {LONGEST_NAME} bytes without . or .. between slashes", is_name),
     "path": ("a path", is_path),
     "files": ("a file or a list of files", lambda value: is_path(value) or (bool(value) and is_list(is_path, value))),
     "texts": ("a list of text", lambda value: is_list(KINDS["text"][1], value)),
@@ -55,7 +58,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "section": ("a section", lambda value: isinstance(value, dict)),
     "device": ("cpu or cuda", lambda value: value in ("cpu", "cuda")),
 }
-TEXT, PATHS = {"text", "name", "path", "files"}, {"path", "files"}
+TEXT, PATHS = {"text", "name", "path"}, {"path", "files"}
 
 
 def is_list(test: Callable[[Any], bool], value: Any) -> bool:
@@ -120,6 +123,7 @@ def without_tilde(value: Any) -> Any:
 
 def problem(key: str, value: Any, default: Any, kinds: tuple[str, ...]) -> str:
     expected = " or ".join(KINDS[kind][0] for kind in kinds)
+    expected += ", below 2**63" if isinstance(value, int) and abs(value) >= LARGEST else ""
     got = json.dumps(value, default=str, ensure_ascii=False)[:SHOWN]
     other = int(value) if isinstance(value, float) and value.is_integer() else default
     fix = "pass another" + ("" if isinstance(other, str) else f", such as {key}={json.dumps(other)}")

@@ -4,12 +4,14 @@ Each function raises a ValueError of one line: the problem and its fix.
 """
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from common import machine
 from common.models import check_model, weight_sizes
@@ -17,8 +19,10 @@ from common.processes import temporary_root
 from data_prep.check_rows import check_rows
 from recipe import attention, reward_file
 from recipe.checkpoints import complete_checkpoints
+from recipe.compose import verl_config_folder
 from recipe.distillation import TEACHER, check_distillation, check_teacher, nodes_and_gpus, teacher_gpus
 from recipe.memory import demand
+from recipe.prompts import check_prompts
 
 # CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
 CPUS_PER_RANK = 3  # verl.single_controller.ray.ResourcePoolManager.max_colocate_count
@@ -27,7 +31,14 @@ CPUS_TO_START_AN_ACTOR = 1
 
 ACTOR = "actor_rollout_ref.actor"
 OUR_BUFFERS = "pkg://recipe.verl_plugins.replay_buffer"
+OUR_LIBRARY = "recipe.verl_plugins.attention"
 BUFFERS = {"sync": "ReplayBuffer", "colocate_async": "ReplayBufferAsync"}  # by trainer.v1.trainer_mode
+# Keys whose value verl looks up only once it trains: the file of verl with the names, and what a name is there.
+NAMES = {
+    "algorithm.adv_estimator": ("trainer/ppo/core_algos.py", r'^    [A-Z_]+ = "(\w+)"$'),
+    f"{ACTOR}.policy_loss.loss_mode": ("trainer/ppo/core_algos.py", r'^@register_policy_loss\("(\w+)"\)'),
+    "trainer.logger": ("utils/tracking.py", r'^        "(\w+)",$'),
+}
 BYTES_PER_PARAMETER = 12  # a checkpoint holds fp32 weights and two Adam moments
 
 
@@ -48,6 +59,7 @@ def about(key: str) -> Iterator[None]:
 def check_config(config: DictConfig) -> None:
     """Check what can be seen without the run's files and machines."""
     check_resume(config)
+    check_names(config)
     with about(f"{reward_file.KEY}.path"):
         reward_file.load(config)
     check_batch(config)
@@ -63,6 +75,8 @@ def check_machine(config: DictConfig) -> None:
     with about("actor_rollout_ref.model.path"):
         check_model(config.actor_rollout_ref.model.path, window(config))
         weights = weight_sizes(config.actor_rollout_ref.model.path)
+    if config.data.prompt_key == "prompt" and not config.data.custom_cls.path:
+        check_prompts(config, as_list(config.data.train_files))
     check_bucket(config, weights)
     with about(f"{TEACHER}.model_path"):
         check_teacher(config)
@@ -94,6 +108,22 @@ def check_resume(config: DictConfig) -> None:
             f"trainer.resume_mode={mode}: only auto is supported; "
             "give the run another trainer.experiment_name to start afresh"
         )
+
+
+@functools.cache
+def names_of_verl(key: str) -> list[str]:
+    """Read from verl's source what it registers for a key of NAMES: its import takes ten seconds."""
+    file, pattern = NAMES[key]
+    return re.findall(pattern, (verl_config_folder().parents[1] / file).read_text(), re.MULTILINE)
+
+
+def check_names(config: DictConfig) -> None:
+    for key in NAMES:
+        if key != "trainer.logger" and config.actor_rollout_ref.model.external_lib != OUR_LIBRARY:
+            continue  # another module may register more
+        for name in as_list(OmegaConf.select(config, key)):
+            if name not in names_of_verl(key):
+                raise ValueError(f"{key}: verl has no {name}; use one of {', '.join(names_of_verl(key))}")
 
 
 def check_nodes(config: DictConfig) -> None:

@@ -4,6 +4,7 @@ The id of the run is in the head of its card; the newest card of the repository 
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from common.command import Failure, first_line
 from recipe.card import CARD, RUN_KEY
 
+NO_TOKEN = "no token for the Hugging Face hub"
 REFUSED = (401, 402, 403, 404)  # a wrong token, a missing permission, a name that is not there
 
 
@@ -45,8 +47,10 @@ def claim(repository: str, card: Path, private: bool) -> str | None:
 
     With `private` it must not be public: what is there keeps its visibility.
     """
-    if not get_token():
-        raise ValueError("no token for the Hugging Face hub; run hf auth login, or set HF_TOKEN")
+    token = get_token() or ""
+    if not re.fullmatch("[!-~]+", token):  # a header takes no other characters
+        lack = "the token for the Hugging Face hub has blanks or characters other than ASCII" if token else NO_TOKEN
+        raise ValueError(f"{lack}; run hf auth login, or set HF_TOKEN")
     api = HfApi()
     with hub_errors(repository):
         try:

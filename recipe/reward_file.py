@@ -40,7 +40,9 @@ def load(config: DictConfig) -> Callable | None:
         raise ValueError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; use another")
     try:
         names = runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:  # whatever a user's file raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's file raises
         raise ValueError(f"{path}: cannot be loaded: {type(error).__name__}: {first_line(error)}; fix it") from error
     function = names.get(reward.name)
     if not callable(function):
@@ -73,7 +75,10 @@ def check_signature(function: Callable, name: str, options: dict) -> None:
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for option in options:
         if option not in known:
-            raise ValueError(f"{name} has no option {option}; there are {', '.join(known)}")
+            names = ", ".join(name for name in known if name not in ARGUMENTS)
+            there = f"there are {names}" if names else "it takes none"
+            remove = f"to remove it pass '~{KEY}.reward_kwargs.{option}'"
+            raise ValueError(f"{name} has no option {option}; {there}; {remove}")
     try:
         signature.bind(**dict.fromkeys([*ARGUMENTS, *options]))
     except TypeError as error:

@@ -51,7 +51,7 @@ PAUSE_SECONDS = 60.0  # before a restart, if no step was finished
 START_KEYS = ("ray_kwargs.", "trainer.val_before_train", "trainer.max_actor_ckpt_to_keep")
 
 
-class Interrupted(BaseException):  # as KeyboardInterrupt: OmegaConf replaces every Exception that passes through it
+class Interrupted(KeyboardInterrupt):  # no Exception: OmegaConf replaces each that passes through it
     """SIGINT, SIGTERM or SIGHUP arrived."""
 
 

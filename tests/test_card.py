@@ -246,13 +246,9 @@ def test_a_damaged_manifest_is_one_line_with_the_fix(run, values):
         write(run)
 
 
-def test_a_damaged_config_is_one_line(run):
-    configure(run, data__train_files=5)
-    with pytest.raises(
-        ValueError, match=rf"^{run}/config\.yaml: damaged \(.*\); each start of the run writes it anew$"
-    ):
-        write(run)
-    configure(run, data__train_files="${absent.key}")
+@pytest.mark.parametrize("files", [5, "/", [None], ["a.parquet", 3], "${absent.key}"])
+def test_a_damaged_config_is_one_line(run, files):
+    configure(run, data__train_files=files)
     with pytest.raises(
         ValueError, match=rf"^{run}/config\.yaml: damaged \(.*\); each start of the run writes it anew$"
     ):

@@ -247,6 +247,11 @@ def test_an_accuracy_that_fell_three_times_by_more_than_its_noise_warns_once():
     assert fell(validations([0.55, 0.50, 0.45, 0.40], samples=4, sets=["demo"])) == [], "within the noise of the demo"
 
 
+@pytest.mark.parametrize("worst", [-1.0, 1.5])
+def test_what_is_no_fraction_has_no_known_noise(worst):
+    assert fell(validations([2.0, 1.5, 1.2, worst])) == []
+
+
 def drawn_accuracy(drawn, accuracy, answers):
     return sum(drawn.random() < accuracy for _ in range(answers)) / answers
 

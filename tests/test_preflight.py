@@ -220,8 +220,25 @@ def test_reward_and_batch(ready):
     assert "has no function score" in problem(ready[1], "reward.custom_reward_function.name=score")
     mistyped = "+reward.custom_reward_function.reward_kwargs.windw=50"
     assert "has no option windw; there are" in problem(ready[1], mistyped)
+    (ready[0] / "own.py").write_text("def compute_score(data_source, solution_str, ground_truth, extra_info): ...")
+    own = f"reward.custom_reward_function.path={ready[0]}/own.py"
+    remove = "~reward.custom_reward_function.reward_kwargs.shadow"
+    assert problem(ready[1], own).endswith(f"has no option shadow; it takes none; to remove it pass '{remove}'")
+    preflight.check(compose("demo", [*ready[1], own, remove], "cpu"))
+    (ready[0] / "own.py").write_text("class Stop(BaseException): ...\nraise Stop('no')")
+    assert "own.py: cannot be loaded: Stop: no; fix it" in problem(ready[1], own)
     assert "is not a multiple" in problem(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=12")
     assert "larger than" in problem(ready[1], "actor_rollout_ref.actor.ppo_mini_batch_size=64")
+
+
+@pytest.mark.parametrize("key", preflight.NAMES)
+def test_names_that_verl_looks_up(ready, key):
+    known = preflight.names_of_verl(key)
+    assert len(known) > 8
+    assert f"{key}: verl has no foo; use one of {', '.join(known)}" in problem(ready[1], f"{key}=foo")
+    if key != "trainer.logger":
+        libraries = "actor_rollout_ref.model.external_lib=[recipe.verl_plugins.attention,recipe.mine]"
+        preflight.check(compose("demo", [*ready[1], f"{key}=foo", libraries], "cpu"))
 
 
 def test_sampling(ready):

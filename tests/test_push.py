@@ -119,7 +119,7 @@ def test_private_does_not_publish_into_a_public_repository(hub, folder, files):
     assert hub.repositories[REPOSITORY][-1].message == "Step 3 of run"
 
 
-@pytest.mark.parametrize("name", ["", "model", "lab/", "/model", "lab/models/model"])
+@pytest.mark.parametrize("name", ["", "model", "lab/", "/model", "a/b/c", "lab/-model-", "lab/a--b", "a/é", "a/b.git"])
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--private"]])
 def test_a_name_that_is_none_is_wrong_use(tmp_path, monkeypatch, capsys, name, more):
     monkeypatch.setattr(sys, "argv", ["recipe.export", str(tmp_path), "--push", name, *more])
@@ -191,6 +191,10 @@ def test_wrong_use_is_one_line(hub, folder, monkeypatch):
     with pytest.raises(ValueError, match="^lab/model: " + refused.replace(".*", "Invalid username or password", 1)):
         push(folder)
     assert not hub.repositories
+    for token in ("hf_é", "hf_a b"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(ValueError, match=r"^the token for the Hugging Face hub has blanks or .*, or set HF_TOKEN$"):
+            push(folder)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "absent"))
     with pytest.raises(ValueError, match=r"^no token for the Hugging Face hub; run hf auth login, or set HF_TOKEN$"):

@@ -11,7 +11,8 @@ from common.progress import duration
 
 EVENTS = "events.jsonl"
 RESTART, STARTED, FAILURE, END = "restart", "started", "failure", "end"
-TIMES = {"seconds_lost": {"type": "number", "minimum": 0}, "start_seconds": {"type": "number", "minimum": 0}}
+SECONDS = {"type": "number", "minimum": 0, "maximum": 1e9}  # 30 years
+TIMES = {"seconds_lost": SECONDS, "start_seconds": SECONDS}
 SHAPE = Shape({"required": ["time", "event"], "properties": {"event": {"type": "string"}, **TIMES}})
 
 

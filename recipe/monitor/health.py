@@ -199,11 +199,12 @@ class ValidationWatch:
 def validation_noise(scores: dict[str, float]) -> float:
     """Return how far apart four equal accuracies, means of these, are by chance in 1 % of cases; more for large sets.
 
-    `scores` are by set and samples per prompt, like "AIME24 avg@32".
+    `scores` are by set and samples per prompt, like "AIME24 avg@32". One that is no fraction, as of a reward from -1 to
+    1, has no known noise, and nothing exceeds it.
     """
     answers = {name: FEWEST_PROMPTS * int(name.rpartition("@")[2]) for name in scores}
     variances = [score * (1 - score) / answers[name] for name, score in scores.items()]
-    return NOISE_RANGE * math.sqrt(sum(variances)) / len(scores)
+    return NOISE_RANGE * math.sqrt(sum(variances)) / len(scores) if min(variances) >= 0 else math.inf
 
 
 class Warnings:

@@ -72,7 +72,7 @@ def number(metrics: dict, key: str, missing: float = math.nan) -> float:
 
 def validation_scores(metrics: dict) -> dict[str, float]:
     """Return the accuracies (0 to 1) of a step's validation sets, named like "AIME24 avg@32"."""
-    found = {key: re.fullmatch(r"val-core/(.+)/acc/mean@(\d+)", key) for key in metrics}
+    found = {key: re.fullmatch(r"val-core/(.+)/acc/mean@([1-9]\d*)", key) for key in metrics}
     scores = {f"{match[1]} avg@{match[2]}": number(metrics, key) for key, match in found.items() if match}
     return {name: value for name, value in scores.items() if not math.isnan(value)}
 
