@@ -289,3 +289,19 @@ def test_other_encodings(prepared, name, encoding):
     path, content, reader = prepared[name]
     path.write_bytes(content.decode().encode(encoding))
     read(path, reader)
+
+
+@pytest.mark.parametrize("name", JSON_READERS)
+def test_a_folder_in_a_files_place(prepared, name):
+    path, content, reader = prepared[name]
+    path.unlink()
+    path.mkdir()
+    read(path, reader)
+    path.rmdir()
+    path.write_bytes(content)
+
+
+def test_too_many_digits_are_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": ' + "9" * 5000 + "}\n{}\n")
+    (line,) = drop_damaged(tmp_path / "x.jsonl")
+    assert line.problem.startswith("has an integer of too many digits")
