@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.command import run
+from common.command import path, run
 from data_prep.prompt import DAPO_PREFIX, DAPO_SUFFIX
 
 ROW_GROUP = 2**20  # rows, pandas' and pyarrow's own choice
@@ -67,7 +67,7 @@ def measure(name: str, *arguments: str) -> Cost | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--block", type=Path, required=True, help="parquet of one block, without the template")
+    parser.add_argument("--block", type=path, required=True, help="parquet of one block, without the template")
     parser.add_argument("--blocks", default="1,10,100,1000", help="numbers of blocks (default %(default)s)")
     parser.add_argument("--plain-up-to", type=int, default=100, help="blocks that pandas is tried on (%(default)s)")
     args = parser.parse_args()

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.gpu_sections import SECTIONS, Bench
-from common import machine
+from common import command, machine
 from common.command import positive, run
 from common.files import write_text
 from recipe.software import software
@@ -103,7 +103,7 @@ def show(value) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"default: {' '.join(SECTIONS)}")
-    parser.add_argument("--output", type=Path, default=Path("outputs/gpu"), help="folder (default %(default)s)")
+    parser.add_argument("--output", type=command.path, default=Path("outputs/gpu"), help="folder (default %(default)s)")
     parser.add_argument(
         "--seconds", type=positive, default=LIMIT_SECONDS, help="time limit per section (default %(default)s)"
     )

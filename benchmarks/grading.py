@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.alternatives import compare, per_second
-from common.command import run
+from common.command import path, run
 from data_prep.benchmarks import PAPER_BENCHMARKS
 from data_prep.rows import read_problem_rows
 
@@ -69,7 +69,7 @@ def grade(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bench", type=Path, required=True, help="folder of data_prep.benchmarks")
+    parser.add_argument("--bench", type=path, required=True, help="folder of data_prep.benchmarks")
     parser.add_argument(
         "--fractions", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="fractions of the responses (%(default)s)"
     )

@@ -1,4 +1,4 @@
-"""How every command ends: exit status 0, or one clear line and exit status 2 or 1; and parsers of numbers."""
+"""How every command ends: exit status 0, or one clear line and exit status 2 or 1; and parsers of arguments."""
 
 import argparse
 import dataclasses
@@ -61,19 +61,21 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         message = "interrupted; run the same command again"
     except Failure as error:
         message, status = str(error), 1
+    except IsADirectoryError as error:
+        message = f"{error.filename2 or error.filename}: is a folder, and a file belongs there; move it away"
     except (ValueError, OSError) as error:
         message = first_line(error)
     print(f"{name}: {message}", file=sys.stderr)
     sys.exit(status)
 
 
-def path(text: str) -> Path:
-    """Parse a file or folder; an empty text, as of an unset shell variable, would be the current folder."""
-    return Path(name(text))
-
-
 def name(text: str) -> str:
-    """Parse a text that is not empty."""
+    """Parse a text that is not empty, as that of an unset shell variable is."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; give a value, or leave the option out")
     return text
+
+
+def path(text: str) -> Path:
+    """Parse a path; an empty one would be the current folder."""
+    return Path(name(text))

@@ -71,7 +71,7 @@ def read_json(path: Path, *keys: str, shape: Validator = ANY, fix: str = "") -> 
     fix, number = f"; {fix}" if fix else "", float if shape is ANY else finite
     try:
         value = json.loads(path.read_bytes(), parse_constant=number, parse_float=number)  # UTF-8, UTF-16 or UTF-32
-    except (FileNotFoundError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: missing or damaged ({getattr(error, 'strerror', error)}){fix}") from error
     if not isinstance(value, dict) or not set(keys) <= value.keys():
         raise ValueError(f"{path}: is no object with {', '.join(keys) or 'fields'}{fix}")
@@ -100,9 +100,10 @@ def parse(number: int, raw: bytes, shape: Validator) -> Line:
         record = json.loads(raw.decode())
     except UnicodeDecodeError:
         return Line(number, None, "is not UTF-8", raw)
+    except json.JSONDecodeError:
+        return Line(number, None, "is not JSON" if raw.endswith(b"\n") else "is truncated", raw)
     except (ValueError, RecursionError):
-        problem = "is not JSON" if raw.endswith(b"\n") else "is truncated"
-        return Line(number, None, problem, raw)
+        return Line(number, None, "has an integer of too many digits, or is nested too deep", raw)
     if not isinstance(record, dict):
         return Line(number, None, "is no JSON object", raw)
     return Line(number, record, misfit(record, shape), raw)

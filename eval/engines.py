@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.command import positive
+from common.command import name, positive
 from common.forked_python import py_executable
 from common.machine import device
 from common.processes import RAY_PATIENCE, python_path, temporary_root
@@ -50,11 +50,12 @@ class ModelSettings:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--revision", help="commit, branch or tag of a hub model")
+    parser.add_argument("--revision", type=name, help="commit, branch or tag of a hub model")
     parser.add_argument("--workers", type=positive, help="engines (default: one on every GPU, or one on a CPU)")
     parser.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs of one engine, on one node")
     parser.add_argument(
         "--endpoint",
+        type=name,
         action="append",
         metavar="URL",
         help="URL of an OpenAI-compatible server; repeatable. Start vLLM's with --generation-config vllm: else it adds "

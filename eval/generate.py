@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import TextIO
 
-from common.command import first_line, positive, settings, within
+from common.command import first_line, name, path, positive, settings, within
 from common.command import run as run_command
 from common.files import write_text
 from common.json_lines import format_line
@@ -75,10 +75,10 @@ def generate(wanted: SampleSettings, model: ModelSettings) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub id; with --endpoint, the server's name for it")
-    parser.add_argument("--bench", type=Path, required=True, help="folder of prepared parquet files, one per task")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to, or to continue")
-    parser.add_argument("--tasks", help="comma-separated names (default: every file of --bench)")
+    parser.add_argument("--model", type=name, required=True, help="folder or hub id; or what --endpoint calls it")
+    parser.add_argument("--bench", type=path, required=True, help="folder of prepared parquet files, one per task")
+    parser.add_argument("--output", type=path, required=True, help="folder to write to, or to continue")
+    parser.add_argument("--tasks", type=name, help="comma-separated names (default: every file of --bench)")
     parser.add_argument("--samples", type=positive, help="samples per problem (default: the protocol's, 32 or 4)")
     parser.add_argument("--temperature", type=within(0, 100), help="default %(default)s")
     parser.add_argument("--top-p", type=within(1e-6, 1), help="default %(default)s")

@@ -15,10 +15,10 @@ example: python -m eval.grade outputs/demo/eval/base
 import argparse
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from common.command import run as run_command
+from common import command
 from common.command import settings, within
 from common.files import sha256, write_text
 from common.models import check_model
@@ -101,10 +101,11 @@ def grade_folder(folder: Path, judge_settings: JudgeSettings | None = None) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder with samples")
+    parser.add_argument("folder", type=command.path, help="folder with samples")
     parser.add_argument(
         "--judge",
         dest="model",
+        type=command.name,
         nargs="?",
         const=judge.DEFAULT,
         metavar="MODEL",
@@ -115,6 +116,9 @@ def main() -> None:
     )
     add_engine_arguments(parser)
     args = parser.parse_args()
+    given = [each.name for each in fields(JudgeSettings) if getattr(args, each.name) not in (None, each.default)]
+    if given and args.model is None:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for a judge; add --judge, or leave it out")
     sample_files(args.folder)
     with held_folder(args.folder):
         scores = grade_folder(args.folder, settings(JudgeSettings, args) if args.model else None)
@@ -128,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

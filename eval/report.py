@@ -21,7 +21,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from common.command import run as run_command
+from common import command
 from common.files import write_text
 from common.processes import REPOSITORY
 from data_prep.benchmarks import ALL, SUITES
@@ -34,7 +34,7 @@ from eval.runs import report as runs_report
 from eval.samples import find_samples
 from eval.side_by_side import first_samples, write_pairs
 from eval.suites import of_suite
-from eval.tables import Table, listed, render_markdown, render_page, write_page
+from eval.tables import MADE, Table, listed, page_path, render_markdown, render_page, write_page
 from recipe.monitor.config import read_config
 from recipe.monitor.report import training_section
 
@@ -112,12 +112,6 @@ def evaluation_context(scores: dict[str, dict], folder: Path, clean: dict, row: 
     return context, {name: table for name, table in tables.items() if table and table.rows}
 
 
-def required(output: Path | None) -> Path:
-    if output is None:
-        raise ValueError("a report on several folders needs --output DIR")
-    return output
-
-
 def write(
     folders: list[Path],
     output: Path | None = None,
@@ -133,7 +127,7 @@ def write(
         suite: whose benchmarks are reported.
     """
     alone = folders[0] if len(folders) == 1 else None
-    folder = required(output or alone)
+    folder = output or folders[0]
     found = find(folders)
     title = alone.resolve().name if alone else listed(found)
     scores = of_suite({name: load(evaluation) for name, evaluation in found.items()}, suite)
@@ -168,26 +162,28 @@ def write(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folder of a run or an evaluation")
-    parser.add_argument("--output", type=Path, help="folder to write to; needed with several folders")
+    parser.add_argument("folders", type=command.path, nargs="+", metavar="FOLDER", help="of a run or an evaluation")
+    parser.add_argument("--output", type=command.path, help="folder to write to; needed with several folders")
     manifest = f"manifest of the training set (default: of a run its own, else {sections.MANIFEST}, if it exists)"
-    parser.add_argument("--manifest", type=Path, help=manifest)
-    parser.add_argument("--published", metavar="MODEL", help="row of the paper's table to put the last model beside")
+    parser.add_argument("--manifest", type=command.path, help=manifest)
+    parser.add_argument("--published", type=command.name, metavar="MODEL", help="row of the paper's table to compare")
     parser.add_argument("--suite", choices=SUITES, default=ALL, help="whose benchmarks are reported (%(default)s)")
     parser.add_argument("--x", choices=AXES, help="of several training runs: x-axis of the curves (default: steps)")
-    parser.add_argument("--page", type=Path, metavar="FILE.md", help="write the report as this page as well")
+    parser.add_argument("--page", type=page_path, metavar="FILE.md", help="write the report as this page as well")
     args = parser.parse_args()
+    if len(args.folders) > 1 and not args.output:
+        raise ValueError("a report on several folders needs --output DIR")
     if runs_report.are_runs(args.folders):
-        folder = runs_report.write(args.folders, required(args.output), args.x or AXES[0], args.page)
+        folder = runs_report.write(args.folders, args.output, args.x or AXES[0], args.page)
     elif args.x:
         raise ValueError("--x is for several training runs alone; leave it out")
     else:
         folder = write(args.folders, args.output, args.manifest, args.published, args.suite)
         if args.page:
-            made = f"\n## How it was made\n\n```\npython -m eval.report {shlex.join(sys.argv[1:])}\n```\n"
-            write_page(args.page, (folder / "report.md").read_text() + made, folder)
+            made = f"\n{MADE}\n\n```\npython -m eval.report {shlex.join(sys.argv[1:])}\n```\n"
+            write_page(args.page, (folder / "report.md").read_text(encoding="utf-8") + made, folder)
     print(f"  {folder}/report.md, report.html and report.json")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -107,7 +107,11 @@ def from_release(task: str, record: dict) -> dict:
 
 
 def check_samples(path: Path, records: list[dict]) -> None:
-    """Raise a ValueError for a sample that is there twice, by its number or the release's seed, if it has one."""
+    """Raise a ValueError for two reference answers to a problem, and a sample (number or seed) that is there twice."""
+    answers = {record["problem_id"]: record["answer"] for record in records}
+    for problem, one in ((record["problem_id"], record["answer"]) for record in records):
+        if one != (other := answers[problem]):
+            raise ValueError(f"{path}: {problem!r:.99} has the answers {one!r:.99} and {other!r:.99}; keep one's lines")
     numbers = [record["seed"] if record["sample"] is None else record["sample"] for record in records]
     keys = [(record["problem_id"], number) for record, number in zip(records, numbers, strict=True)]
     samples = Counter(key for key in keys if key[1] is not None)

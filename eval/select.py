@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from common.command import run as run_command
+from common import command
 from common.command import within
 from common.files import sha256
 from common.models import public_name
@@ -88,15 +88,15 @@ def select(folder: Path, bench: Path, low: float, high: float, output: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with samples")
-    parser.add_argument("--bench", type=Path, required=True, help="folder of the prepared files that were sampled")
+    parser.add_argument("folder", type=command.path, metavar="DIR", help="folder with samples")
+    parser.add_argument("--bench", type=command.path, required=True, help="folder of the files that were sampled")
     between, ends = "fractions of correct responses (0.2 0.8)", ("LOW", "HIGH")
     parser.add_argument("--between", type=within(0, 1), nargs=2, default=(0.2, 0.8), metavar=ends, help=between)
-    parser.add_argument("--output", type=Path, required=True, help="parquet file to write")
+    parser.add_argument("--output", type=command.path, required=True, help="parquet file to write")
     args = parser.parse_args()
     low, high = args.between
     select(args.folder, args.bench, low, high, args.output)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -130,9 +130,7 @@ def interval(per_problem: np.ndarray) -> tuple[float, float]:
     return mean_interval([per_problem])[1]
 
 
-def paired_mean_difference(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> tuple[float, tuple[float, float], float]:
+def paired_mean_difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, tuple[float, float], float]:
     """Return the difference of two models, averaged over benchmarks, its 95 % interval and p-value.
 
     The p-value is of the sign-flip permutation test: were the models alike, each problem's difference could as well

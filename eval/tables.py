@@ -1,5 +1,6 @@
 """Tables of values as Markdown, and Markdown as one HTML page."""
 
+import argparse
 import re
 import shutil
 from collections import Counter
@@ -12,6 +13,7 @@ import markdown_it
 import pandas as pd
 from markupsafe import Markup
 
+from common.command import path
 from common.figures import file_name
 from common.files import write_text
 from common.markdown import escaped, percent
@@ -23,7 +25,7 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-
+MADE = "## How it was made"  # the last section of a page; a file without it is another's
 
 Format = str | Callable[[Any], str]
 
@@ -77,6 +79,14 @@ def render_markdown(template: str, **context) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
+def page_path(text: str) -> Path:
+    """Parse the name of a page of the documents: a Markdown file that is not there, or that a report was written to."""
+    page = path(text)
+    if page.suffix != ".md" or (page.exists() and MADE not in page.read_text(encoding="utf-8", errors="replace")):
+        raise argparse.ArgumentTypeError(f"{page}: is no .md, or is there and no report's page; give another file")
+    return page
+
+
 def write_page(page: Path, text: str, folder: Path) -> None:
     """Write a report of `folder` as a page of the documents, with its figures beside it under the page's name.
 
@@ -85,12 +95,13 @@ def write_page(page: Path, text: str, folder: Path) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
 
     def copied(match: re.Match) -> str:
-        name = f"{file_name(page.stem)}_{match[1]}"
-        shutil.copyfile(folder / match[1], page.with_name(name))
-        return f"]({name})"
+        name = f"{file_name(page.stem)}_{match[2]}"
+        shutil.copyfile(folder / match[2], page.with_name(name))
+        return f"{match[1]}({name})"
 
     text = re.sub(r"^\[.*\]\([\w.-]+\.html\).*\n\n", "", text, flags=re.M)
-    write_text(page, re.sub(r"\]\(([\w.-]+\.png)\)", copied, text))
+    # A response that is shown is indented: what it links to is left alone.
+    write_text(page, re.sub(r"^(!\[.*\])\(([\w.-]+\.png)\)$", copied, text, flags=re.M))
 
 
 def render_page(title: str, text: str, folder: Path, samples: bool = False) -> str:

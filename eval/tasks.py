@@ -69,9 +69,9 @@ def wanted_samples(task: str, rows: list[dict], prompt: str, samples: int, base_
 def task_files(bench: Path, names: str | None) -> dict[str, Path]:
     """Map tasks to prepared files: those that are named, with commas between, or all; ValueError for an unknown one."""
     files = {path.stem: path for path in sorted(bench.glob("*.parquet"))}
-    tasks = dict.fromkeys(names.split(",") if names else files)
-    if not tasks:
+    if not files:
         raise ValueError(f"{bench}: has no parquet file; prepare it with data_prep.benchmarks")
+    tasks = dict.fromkeys(names.split(",") if names else files)
     for task in tasks:
         if task not in files:
             raise ValueError(f"unknown task '{task}'; {bench} has {', '.join(files)}")

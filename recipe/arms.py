@@ -7,15 +7,20 @@ overrides for each arm that needs them.
 import itertools
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from common.command import first_line
 from common.processes import REPOSITORY
 
 FOLDER = REPOSITORY / "recipe" / "config" / "arms"
-HEADER = re.compile(r"^\s*#\s*@package\s+_global_\s*$", re.MULTILINE)
 CHOICE = re.compile(r"\+{0,2}arms=")
 NAME = "trainer.experiment_name"
+HEADER = "# @package _global_"  # without it Hydra puts a file's keys below its folder's name
 UNCLIPPED = "with one update per step nothing is clipped"
 # Arms that set no common key, but of which one takes the other's effect away.
 CONFLICTS = {
@@ -52,11 +57,6 @@ def missing_arms(config: DictConfig) -> list[str]:
     return sorted(set(allow) - known) if isinstance(allow, Mapping) else []
 
 
-def missing_arm(config: DictConfig) -> str:
-    """Return the first of `missing_arms`, "" if there is none."""
-    return next(iter(missing_arms(config)), "")
-
-
 def title(name: str) -> str:
     """Return the first comment of an arm's file: "Name: what it is (source)."."""
     lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
@@ -66,18 +66,6 @@ def title(name: str) -> str:
 def choices(overrides: list[str]) -> list[str]:
     """Return those of a command's overrides that choose arms."""
     return [override for override in overrides if CHOICE.match(override)]
-
-
-def chosen_arms(overrides: list[str]) -> set[str]:
-    return {name for choice in choices(overrides) for name in re.findall(r"[^\[\], ]+", choice.partition("=")[2])}
-
-
-def check_headers(overrides: list[str]) -> None:
-    """Check that the file of each chosen arm is text with the header by which Hydra merges it at the root."""
-    for name in sorted(chosen_arms(overrides) & set(arm_names())):
-        text = (FOLDER / f"{name}.yaml").read_bytes().decode(errors="replace")
-        if "\ufffd" in text or not HEADER.search(text):
-            raise ValueError(f"recipe/config/arms/{name}.yaml: write it in UTF-8, beginning with # @package _global_")
 
 
 def own_overrides(config: DictConfig, overrides: list[str]) -> list[str]:
@@ -96,13 +84,28 @@ def named(name: str) -> str:
     return f"{NAME}='{escaped}'"
 
 
-def check_arms(config: DictConfig, overrides: list[str]) -> None:
-    """Check that each arm lists itself, and that no two set the same key or undo each other; ValueError of one line."""
-    if unlisted := sorted(chosen_arms(overrides) - set(arms(config))):
-        name = unlisted[0]
-        raise ValueError(
-            f"recipe/config/arms/{name}.yaml: justrl.allow has no entry {name}; list the keys that it sets"
-        )
+def read_allow(path: Path) -> Any:
+    """Read `justrl.allow` of a config's file; ValueError of one line with its path, and the line where it is known."""
+    try:
+        return OmegaConf.select(OmegaConf.load(path), "justrl.allow", throw_on_resolution_failure=False)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or first_line(error)
+        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: {problem}; correct it") from error
+
+
+def check_files(overrides: list[str]) -> None:
+    """Check that the file of each chosen arm can be read, is for Hydra, and lists its keys; ValueError of one line."""
+    chosen = {name for choice in choices(overrides) for name in re.findall(r"[^\[\], ]+", choice.partition("=")[2])}
+    for name in sorted(chosen.intersection(arm_names())):
+        allow = read_allow(path := FOLDER / f"{name}.yaml")
+        if not path.read_text(encoding="utf-8").startswith(HEADER):
+            raise ValueError(f"{path}: begin it with the line {HEADER}, without a byte order mark")
+        if not isinstance(allow, Mapping) or name not in allow:
+            raise ValueError(f"{path}: justrl.allow has no entry {name}; list the keys that it sets")
+
+
+def check_arms(config: DictConfig) -> None:
+    """Check that no two arms set the same key or undo each other; ValueError of one line."""
     for one, other in itertools.combinations(arms(config), 2):
         if both := sorted(set(config.justrl.allow[one]) & set(config.justrl.allow[other])):
             raise ValueError(f"arms {one} and {other} both set {both[0]}; choose one of them")

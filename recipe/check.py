@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from common.command import Failure, run
+from common.command import Failure, name, run
 from common.machine import device
 from common.processes import REPOSITORY
 from recipe import attention, preflight
@@ -197,7 +197,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=f"one of {', '.join(config_names())}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, which win over the file")
     allow = "allow a difference from the paper: a key, the beginning of keys, or a pattern; may be repeated"
-    parser.add_argument("--allow", action="append", default=[], metavar="KEY", help=allow)
+    parser.add_argument("--allow", type=name, action="append", default=[], metavar="KEY", help=allow)
 
 
 def table(comparisons: list[Comparison]) -> Table:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from common.command import Failure, positive, run
+from common.command import Failure, name, positive, run
 from common.machine import device
 from common.processes import REPOSITORY
 from recipe import preflight
@@ -152,9 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", choices=config_names(), metavar="config", help=f"one of {', '.join(config_names())}")
     arms = f"arms ({', '.join(arm_names())}) and overrides"
-    parser.add_argument("arms", nargs="*", metavar="arm | key=value", help=arms)
+    parser.add_argument("arms", type=name, nargs="*", metavar="arm | key=value", help=arms)
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 1 to N (default: %(default)s)")
-    parser.add_argument("--allow", action="append", default=[], metavar="KEY", help="as in recipe.train")
+    parser.add_argument("--allow", type=name, action="append", default=[], metavar="KEY", help="as in recipe.train")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--print", action="store_true", help="print a command for each run, and train nothing")
     shown.add_argument("--folders", action="store_true", help="print the folder of each run, and train nothing")

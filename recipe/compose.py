@@ -18,10 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.command import first_line, run
+from common.command import first_line, name, run
 from common.machine import count_gpus, device
 from common.processes import REPOSITORY
-from recipe.arms import arm_names, check_arms, check_headers, choices, own_overrides
+from recipe.arms import arm_names, check_arms, check_files, choices, own_overrides, read_allow
 from recipe.kinds import check_kinds, plain
 
 CONFIG_FOLDER = REPOSITORY / "recipe" / "config"
@@ -74,12 +74,13 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
     """
     if name not in config_names():
         raise ValueError(f"unknown config '{name}'; there are {', '.join(config_names())}")
+    read_allow(CONFIG_FOLDER / f"{name}.yaml")
+    check_files(overrides)
     os.environ.setdefault("JUSTRL_ROOT", str(REPOSITORY))  # justrl.yaml has the reward's path below it
     # ${local_gpus:N} in a config: the largest number of this machine's GPUs that divides N; ${local_gpus:N,K} leaves K.
     OmegaConf.register_new_resolver("local_gpus", count_gpus, replace=True)
     OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
-    check_headers(overrides)
     preset = ["+device=cpu"] if device == "cpu" else []
     base = verl_config()
     search_path = f"hydra.searchpath=[file://{verl_config_folder()}]"
@@ -92,7 +93,7 @@ def compose_unresolved(name: str, overrides: list[str], device: str) -> DictConf
         files = " ".join([name, *choices(overrides)])
         raise ValueError(f"{files}: unknown key {unknown[0]}{suggestion(unknown[0], base)}")
     check_kinds(values, verl_defaults())
-    check_arms(config, overrides)
+    check_arms(config)
     if own := own_overrides(config, overrides):
         return hydra_compose(CONFIG_FOLDER, name, [search_path, *preset, *own, *overrides])
     return config
@@ -140,13 +141,10 @@ def hydra_compose(folder: Path, name: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(folder), version_base=None):
             return hydra.compose(name, overrides=overrides)
-    except yaml.YAMLError as error:  # with file, line and column, over several lines
-        raise ValueError(f"{name}: {' '.join(str(error).split())}; fix the file") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        line = first_line(error if str(error) else error.__cause__ or error)
-        if line.endswith("composing config:"):  # the cause is the next line
-            line += f" {str(error).splitlines()[1]}"
-        raise ValueError(f"{name}: {line}") from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        told = error if str(error).strip() else error.__cause__ or error
+        is_part = (line := first_line(told)).endswith(":") or isinstance(told, yaml.YAMLError)  # cause or file follow
+        raise ValueError(f"{name}: {' '.join(str(told).split()) if is_part else line}") from error
 
 
 def unknown_keys(config: dict, base: dict, prefix: str = "") -> list[str]:
@@ -184,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help=f"one of {', '.join(config_names())}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
-    parser.add_argument("--get", action="append", metavar="KEY", help="print only this value; may be repeated")
+    parser.add_argument("--get", type=name, action="append", metavar="KEY", help="print this value alone; repeatable")
     args = parser.parse_args()
     config = compose(args.config, args.overrides, device())
     for key in args.get or []:

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common import command
 from common.command import Failure
-from common.command import run as run_command
 from common.forked_python import FORK
 from common.locks import run_lock
 from common.processes import end_with_parent
@@ -104,7 +104,7 @@ def repository_name(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run, outputs/<experiment>")
+    parser.add_argument("run", type=command.path, help="folder of a run, outputs/<experiment>")
     parser.add_argument("--step", type=int, help="default: the newest complete checkpoint")
     push = "upload the model with a card to this repository of the hub; needs a token (hf auth login, or HF_TOKEN)"
     parser.add_argument("--push", type=repository_name, metavar="ORG/NAME", help=push)
@@ -121,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pandas as pd
 from omegaconf import DictConfig
 
-from common.command import run
+from common.command import path, run
 from recipe.compose import compose, config_names
 from recipe.distillation import teacher_gpus
 from recipe.memory import GIB, model_shape, needed, parameters, phases, token_bytes
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, which win over the file")
     parser.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs, over all nodes")
     parser.add_argument("--gpu", required=True, metavar="TYPE", help=", ".join(GPUS))
-    parser.add_argument("--measured", type=Path, metavar="FILE", help="outputs/gpu/long.json of benchmarks.gpu")
+    parser.add_argument("--measured", type=path, metavar="FILE", help="outputs/gpu/long.json of benchmarks.gpu")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_intermixed_args()
     measured = read_measured(args.measured, args.gpu) if args.measured else None

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from common.command import run as run_command
+from common import command
 from common.json_lines import Line, name_lines
 from common.locks import lock_holder
 from common.progress import WARNING, duration
@@ -119,7 +119,7 @@ def follow(folder: Path, console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, outputs/<experiment>")
+    parser.add_argument("run", type=command.path, metavar="RUN", help="folder of a run, outputs/<experiment>")
     parser.add_argument("--once", action="store_true", help="print once and exit")
     args = parser.parse_args()
     run, console = read_run(args.run), Console()
@@ -132,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -55,6 +55,7 @@ die() {
 only="" setup_only="" compare="" seeds=() arms=() overrides=() allowed=()
 while [ $# -gt 0 ]; do
   case "$1" in
+    "") die "an argument is empty; is a variable unset?" ;;
     -h | --help) usage && exit 0 ;;
     --only)
       only="${2:-}"
@@ -74,7 +75,7 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --allow)
-      [ $# -gt 1 ] || die "--allow takes a key"
+      [ -n "${2:-}" ] || die "--allow takes a key"
       allowed+=(--allow "$2")
       shift
       ;;

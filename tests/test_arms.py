@@ -5,8 +5,9 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
+from recipe import arms as module
 from recipe import check, preflight
-from recipe.arms import FOLDER, arm_names, arms, check_arms, title
+from recipe.arms import FOLDER, HEADER, arm_names, arms, check_files, title
 from recipe.compose import compose, compose_unresolved, config_names
 from recipe.monitor.arms import arm_of
 from tests.conftest import ROOT
@@ -95,10 +96,34 @@ def test_a_name_of_any_characters_stays(name):
     assert config.trainer.experiment_name == plain
 
 
-def test_an_arm_that_does_not_list_itself_is_refused():
-    config = compose("demo", ["+arms=gspo"], "cpu")
-    with pytest.raises(ValueError, match=r"arms/mine\.yaml: justrl\.allow has no entry mine; list the keys"):
-        check_arms(config, ["+arms=[gspo,mine]"])
+UNLISTED, HEADLESS = "justrl.allow has no entry mine; list the keys", "begin it with the line # @package _global_"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"{HEADER}\njustrl: {{allow: {{other: [trainer.seed]}}}}\n", f": {UNLISTED}"),
+        (f"{HEADER}\njustrl: {{allow: [mine]}}\n", f": {UNLISTED}"),
+        (f"{HEADER}\nhello\n", f": {UNLISTED}"),
+        (f"{HEADER}\n- hello\n", f": {UNLISTED}"),
+        ("", f": {HEADLESS}"),
+        ("justrl: {allow: {mine: [trainer.seed]}}\n", f": {HEADLESS}"),
+        (f"\ufeff{HEADER}\njustrl: {{allow: {{mine: [trainer.seed]}}}}\n", f": {HEADLESS}"),
+        (f"{HEADER}\na: [\n", ", line 3: expected the node content"),
+        (f"{HEADER}\na:\n\tb: 1\n", r", line 3: found character '\t'"),
+        (f"{HEADER}\na: 1\na: 2\n", ", line 3: found duplicate key a"),
+        (f"{HEADER}\na: \0\n", ": unacceptable character #x0000"),
+        (f"{HEADER}\na: \udce4\n", ": 'utf-8' codec can't decode"),
+        (f"{HEADER}\na: ${{x\n", ": no viable alternative"),
+    ],
+)
+def test_the_fault_of_an_arms_file_is_one_line_with_its_path(tmp_path, monkeypatch, text, problem):
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ValueError) as caught:
+        check_files(["+arms=[gspo,mine]"])
+    assert str(caught.value).startswith(f"{tmp_path}/mine.yaml{problem}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_whose_arm_is_gone_is_not_taken_for_the_baseline():

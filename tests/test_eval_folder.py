@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from common import command
 from data_prep.rows import row, write_rows
-from eval import judge
+from eval import grade, judge
 from eval.engines import ModelSettings
 from eval.grade import grade_folder
 from eval.results import graded_checkpoints, load
@@ -89,6 +90,17 @@ def test_foreign_lines_of_caches_are_set_aside(tmp_path):
     (tmp_path / "judgements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert judge.ask([], tmp_path, ModelSettings("j", endpoint=["x"])) == {judge.Question("p", "4", "5"): "A"}
     assert (tmp_path / "judgements.jsonl.damaged").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("name", ["t.samples.jsonl", "grades.cache.jsonl", "t.grades.jsonl", "scores.json"])
+def test_a_folder_in_a_files_place_is_one_line_with_the_fix(tmp_path, monkeypatch, capsys, name):
+    write_samples(tmp_path, "t", [CORRECT] * 2)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(sys, "argv", ["grade", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        command.run(grade.main)
+    assert f": {tmp_path / name}: is a folder, and a file belongs there; move it away\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tasks", [[], None, {}, {"t": {"avg": 0.5}}, {"t": None}, "t", {"t": {"tracks": {}}}])

@@ -178,24 +178,8 @@ DAMAGES = st.lists(
     min_size=1,
     max_size=3,
 )
-VALUES = [
-    None,
-    float("nan"),
-    float("inf"),
-    True,
-    -1,
-    2.5,
-    10**30,
-    "",
-    "x",
-    "ä\n",
-    [],
-    {},
-    [None],
-    {"a": 1},
-    [[1]],
-    "\ud83d",
-]
+VALUES = [None, float("nan"), float("inf"), True, -1, 2.5, 10**30, "", "x"]
+VALUES += ["ä\n", [], {}, [None], {"a": 1}, [[1]], "\ud83d"]
 # For an object of JSON: which of its values, counted in depth, becomes another one, or is missing.
 SPOILED = st.lists(st.tuples(st.integers(0, 60), st.sampled_from([*VALUES, KeyError])), min_size=1, max_size=2)
 
@@ -289,3 +273,19 @@ def test_other_encodings(prepared, name, encoding):
     path, content, reader = prepared[name]
     path.write_bytes(content.decode().encode(encoding))
     read(path, reader)
+
+
+@pytest.mark.parametrize("name", JSON_READERS)
+def test_a_folder_in_a_files_place(prepared, name):
+    path, content, reader = prepared[name]
+    path.unlink()
+    path.mkdir()
+    read(path, reader)
+    path.rmdir()
+    path.write_bytes(content)
+
+
+def test_too_many_digits_are_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": ' + "9" * 5000 + "}\n{}\n")
+    (line,) = drop_damaged(tmp_path / "x.jsonl")
+    assert line.problem.startswith("has an integer of too many digits")

@@ -106,16 +106,21 @@ def test_the_report_shows_both_evaluations_and_the_difference(reported):
 
 def test_the_documents_page_is_the_report_with_its_figures_beside_it(tmp_path, monkeypatch):
     run, page = make_run(tmp_path / "run"), tmp_path / "docs" / "mine.md"
+    samples = run / "eval" / "step_3" / "demo.samples.jsonl"
+    linked = "So ![plot](diagram.png) and [all](scores.png)\\n![scores](scores.png)\\n[x](y.html) ö\\n\\n4"
+    samples.write_text(samples.read_text().replace("So 4", linked))
     monkeypatch.setattr(sys, "argv", ["report", str(run), "--page", str(page)])
     report.main()
     text, command = page.read_text().split("\n## How it was made\n")
     assert f"python -m eval.report {run} --page {page}\n" in command
     samples = "[Samples side by side](samples.html): responses of base and step_3, with their grades.\n\n"
     assert text.replace("](mine_", "](") == (run / "report.md").read_text().replace(samples, "")
+    assert all(f"    {line}\n" in text for line in linked.split("\\n")), "a response stays as it is"
     pictures = re.findall(r"\]\((mine_\w+\.png)\)", text)
     assert len(pictures) == 5
     for name in pictures:
         assert (page.parent / name).read_bytes() == (run / name.removeprefix("mine_")).read_bytes()
+    report.main()  # a page of its own is replaced
 
 
 def test_the_page_needs_nothing_else(reported):

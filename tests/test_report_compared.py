@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 
@@ -125,12 +126,13 @@ def test_the_clean_part_leaves_out_what_the_manifest_lists(tmp_path, no_pictures
         report.write([folder], manifest=manifest)
 
 
-def test_what_cannot_be_compared_is_one_error(tmp_path, no_pictures):
+def test_what_cannot_be_compared_is_one_error(tmp_path, no_pictures, monkeypatch):
     first = evaluation(tmp_path / "a", "a", {"AIME24": [0, 1, 1]})
     with pytest.raises(ValueError, match="is it a run's folder"):
         report.write([tmp_path])
+    monkeypatch.setattr(sys, "argv", ["report", str(first), str(first)])
     with pytest.raises(ValueError, match="needs --output"):
-        report.write([first, first])
+        report.main()
     with pytest.raises(ValueError, match="AIME24: a and b were asked different problems"):
         report.write([first, evaluation(tmp_path / "b", "b", {"AIME24": [0, 1]})], tmp_path / "out")
     with pytest.raises(ValueError, match="a and c have no benchmark in common"):

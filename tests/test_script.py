@@ -56,6 +56,8 @@ def test_another_system_is_told_of_the_container(tmp_path):
         (["--compare", "demo", "--only", "train"], "--compare has no stages"),
         (["--only", "everything"], "--only takes data, train, eval or report"),
         (["demo", "+trainer.totl=3"], "unknown key trainer.totl"),
+        (["", "--only", "report"], "an argument is empty; is a variable unset?"),
+        (["demo", "--allow", ""], "--allow takes a key"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(arguments, message):
@@ -93,6 +95,30 @@ def test_every_command_answers_missing_input_with_one_line_and_status_2(argument
     done = run(sys.executable, "-m", *arguments)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval.report", "a", "b", "--output", ""], "argument --output: is empty; give a value, or leave"),
+        (["eval.report", "a", "--published", ""], "argument --published: is empty"),
+        (["eval.generate", "--model", "m", "--bench", "", "--output", "o"], "argument --bench: is empty"),
+        (["eval.grade", "a", "--judge", ""], "argument --judge: is empty"),
+        (["eval.grade", "a", "--endpoint", ""], "argument --endpoint: is empty"),
+        (["eval.select", "", "--bench", "b", "--output", "o.parquet"], "argument DIR: is empty"),
+        (["recipe.compare", "demo", ""], "argument arm | key=value: is empty"),
+        (["recipe.compose", "demo", "--get", ""], "argument --get: is empty"),
+        (["eval.grade", "a", "--endpoint", "http://x/v1"], "--endpoint is for a judge; add --judge, or leave it out"),
+        (["eval.grade", "a", "--audit", "0.5"], "--audit is for a judge"),
+        (["eval.report", "a", "--page", "README.md"], "README.md: is no .md, or is there and no report's page"),
+        (["eval.report", "a", "--page", "a/scores.json"], "argument --page: a/scores.json: is no .md"),
+        (["eval.report", "a", "--page", "docs"], "argument --page: docs: is no .md"),
+    ],
+)
+def test_an_empty_or_misplaced_value_is_refused_before_any_work(arguments, message):
+    done = run(sys.executable, "-m", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr.splitlines()[-1]
 
 
 # Stand-ins for Slurm, Ray and the training, which note how they are called. Everything else is itself.

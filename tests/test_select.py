@@ -118,8 +118,8 @@ def test_samples_that_are_not_of_these_files_are_refused(tmp_path):
     path.write_text("\n".join(lines).replace("10 + 10", "10 + 11") + "\n")
     with pytest.raises(ValueError, match="is another problem in --bench; name what was sampled"):
         select(folder, data, 0.2, 0.8, tmp_path / "out.parquet")
-    with pytest.raises(ValueError, match=r"unknown task 'train'|has no parquet file"):
-        select(folder, tmp_path / "samples", 0.2, 0.8, tmp_path / "out.parquet")
+    with pytest.raises(ValueError, match=r"absent: has no parquet file; prepare it"):
+        select(folder, tmp_path / "absent", 0.2, 0.8, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
 
 

@@ -9,8 +9,8 @@ BASELINE = "baseline"
 
 def arm_of(config: DictConfig) -> str:
     """Return a run's arm, "a+b" for several together, and "baseline" for none; ValueError if an arm's file is gone."""
-    if missing := arms.missing_arm(config):
-        raise ValueError(f"recipe/config/arms/{missing}.yaml, its arm's file, is gone")
+    if missing := arms.missing_arms(config):
+        raise ValueError(f"recipe/config/arms/{missing[0]}.yaml, its arm's file, is gone")
     return "+".join(arms.arms(config)) or BASELINE
 
 
