@@ -28,7 +28,7 @@ TYPES = (
 REVERSED = {">": "<", r"\ge": r"\le", r"\geq": r"\leq"}
 RECURRING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 # With spaces between the groups it is a list.
-GROUPED = re.compile(r"([^,]*=\W*)?(-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?:\\?%)?)")
+GROUPED = re.compile(r"([^,]*=\W*)?(-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?:\\?%)?)")
 ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}(?!\d)")
 NUMBER = re.compile(r"([+-]?(?=\.?\d)\d*\.?\d*)(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
 FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|([+-]?\d+)/(\d+)")
@@ -36,7 +36,7 @@ FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\
 NUMERIC_FACTORIAL = re.compile(r"!!|[({](?:[^a-zA-Z()\\]|\\[a-z]+)*[)}]!")
 INTEGER, DECIMAL = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?\d*\.\d+")
 SCIENTIFIC = re.compile(r"[+-]?\d+(?:\.\d+)?[eE][+-]?\d+")
-BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
+BASED = re.compile(r"0*((?=[A-Z]*\d)[\dA-Z]+)_\{?(\d+)\}?")
 PERCENT = re.compile(r"\\?%$")
 ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?=")
 MODULO = re.compile(r"([^\\]+)\(?\\[bp]?mod\{?(\d+)\}?\)?")
@@ -70,7 +70,7 @@ def read(answer: str, is_list: bool = False) -> tuple[str, tuple[str, ...]]:
         return answer, ()
     text, units = without_units(normalise(answer))
     text = TEXT.sub(_words, text)
-    text = re.sub(r"(?<!\d)(\d{1,3})((?: \d{3})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)
+    text = re.sub(r"(?<!\d)([1-9]\d{0,2})((?: \d{3})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)
     text = re.sub(r"(?<=\d) (\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
     text = GAP.join(text.replace(GAP, " ").split())
     text = re.sub(rf"(?<=[^.])\.{GAP}*$", "", text).strip(GAP)
@@ -101,7 +101,7 @@ def _one_pair(text: str) -> bool:
 def _words(match: re.Match) -> str:
     words = match[2].replace(GAP, " ").split()
     if not words or match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
-        return f" {''.join(words)} "
+        return f" {''.join(words)}" + (f"^{match[3]} " if match[3] else " ")
     words[-1:] = [word.rstrip(".") or word for word in words[-1:]]
     return rf"\text{{{' '.join(words)}}}" + (f"^{match[3]}" if match[3] else "")
 
