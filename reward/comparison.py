@@ -18,14 +18,15 @@ from .answers import (
     shape_and_members,
     split_top,
 )
-from .notation import unit_of
+from .notation import RELATION, unit_of
 from .sandbox import POOL
 
 CORRECT = ("match", "equivalent")
 
 # A number with an index or in brackets is not that number, though math-verify reads it so; these have an index.
 MARKED = re.compile(r"[_\[\]]")
-# What math-verify passes over: an ellipsis, a modulus, an index of a number, brackets around all.
+UNCERTAIN = re.compile(r"(?<![_^\d])\d+\(\d+\)")  # 34(1) is a measured number
+# What math-verify passes over: an ellipsis, a modulus, brackets around all.
 PASSED_OVER = re.compile(r"\\(?:ldots|[bp]?mod)(?![a-zA-Z])|^\[")
 NUMBER_INDEX = re.compile(r"\d_(?:\w|\{\w+\})")
 BOUND, DIFFERENTIAL = re.compile(r"\\(?:sum|prod|lim)_\{?([a-zA-Z])"), re.compile(r"d([a-zA-Z])")
@@ -78,6 +79,9 @@ def compare_answers(
     if not alike or len(given) != (required_count or len(wanted)) or len(given) > MAX_MEMBERS:
         return "wrong"
     keep_order = kind == "tuple" or shape not in ("{}", "union")
+    unknowns = [_letters(member) for member in given if RELATION.search(member)]
+    if shape == "union" and unknowns and not set.intersection(*unknowns):
+        return "wrong"  # y<1 or x>4
     names, reference_names = _names(given), _names(wanted)
     if "=" not in reference and len(names) > (0 if keep_order else 1):
         return "wrong"  # (y=1,x=2) is not (1,2)
@@ -185,7 +189,7 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
     if ours is not None and theirs is not None:
         return "equivalent" if abs(ours - theirs) <= tolerance else "wrong"
     bare = INDEXED.sub("", answer)
-    if (theirs is not None and MARKED.search(bare)) or r"\ldots" in reference:
+    if (theirs is not None and (MARKED.search(bare) or UNCERTAIN.search(answer))) or r"\ldots" in reference:
         return "wrong"
     if PASSED_OVER.search(bare) and not PASSED_OVER.search(reference):
         return "wrong"
