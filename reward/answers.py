@@ -36,7 +36,7 @@ FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\
 NUMERIC_FACTORIAL = re.compile(r"!!|[({](?:[^a-zA-Z()\\]|\\[a-z]+)*[)}]!")
 INTEGER, DECIMAL = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?\d*\.\d+")
 SCIENTIFIC = re.compile(r"[+-]?\d+(?:\.\d+)?[eE][+-]?\d+")
-BASED = re.compile(r"0*((?=[A-Z]*\d)[\dA-Z]+)_\{?(\d+)\}?")
+BASED = re.compile(r"[({]?0*((?=[A-Z]*\d)[\dA-Z]+)[)}]?_\{?(\d+)\}?")
 PERCENT = re.compile(r"\\?%$")
 ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?=")
 MODULO = re.compile(r"([^\\]+)\(?\\[bp]?mod\{?(\d+)\}?\)?")
@@ -85,7 +85,7 @@ def read(answer: str, is_list: bool = False) -> tuple[str, tuple[str, ...]]:
     text = re.sub(rf"(?<!\\)(\\[a-zA-Z]+){GAP}+(?=[a-zA-Z])", r"\1 ", text)  # \pi x is not \pix
     text = re.sub(rf"(?<=\\(?:log_|sin\^|cos\^|tan\^))(\d){GAP}+(?=\d)", r"{\1}", text)
     text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
-    text = re.sub(r"(?:^|(?<=\\cup)|(?<=\\cup ))[a-zA-Z]\\in(?![a-z])", "", text)
+    text = re.sub(r"(?:^|(?<=\\cup)|(?<=\\cup ))(?:[a-zA-Z]|\((?:x,y(?:,z)?|a,b(?:,c)?|m,n|p,q)\))\\in(?![a-z])", "", text)
     return ONE_CHARACTER.sub(r"\1", text), units
 
 

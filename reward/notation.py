@@ -24,7 +24,7 @@ ANY_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 # \boxed 8 boxes one sign. Where more follows at once, as in \boxed 34, LaTeX boxes something else than what is meant.
 BARE_BOX = re.compile(r"\\[a-zA-Z]+(?![a-zA-Z{\[])|[^\\{}\s$](?=[.,;:!]?(?:\s|$)|[$}]|\\[)\]])")
 
-TEXT_COMMANDS = "text|mbox|textbf|textrm|textit|operatorname|mathrm"
+TEXT_COMMANDS = "text|mbox|textbf|textrm|textit|textsf|texttt|operatorname|mathrm"
 CONTENT = r"(?:[^{}]|\^\{-?\d\})*"
 POWER = r"(?:\^(-?\d|\{-?\d\}))?"
 TEXT = re.compile(rf"\\({TEXT_COMMANDS})\{{({CONTENT})\}}{POWER}")
@@ -49,7 +49,7 @@ FACTOR = re.compile(
 )
 # Before a number a unit may stand in text alone, \text{cm}3, and by no name that is a function's too.
 BEFORE_NUMBER = re.compile(rf"\\(?:text|mbox)\{{ *(?!(?:sec|min|g?rad|d) *\}})[^{{}}]*\}}[ {GAP}]*(?=[-.\d])")
-CURRENCIES = {"dollar^1", "euro^1"}
+CURRENCIES = {"dollar^1", "euro^1", "sterling^1", "yen^1", "yuan^1", "rupee^1"}
 # At the end of an answer or of a member of a list.
 PLAIN = r"[a-zA-Z]+\.?(?:\^(?:-?\d|\{-?\d\}))?"
 FIRST = rf"(?=(?i:{'|'.join([*WORDS, *POWERS, 'per'])})(?![a-zA-Z])|[a-zA-Z]+ */)"
@@ -93,7 +93,8 @@ def normalise(answer: str) -> str:
     if not re.search(r"[^\d,.+-]|\.\.", text):
         return text
     for pattern, replacement in SYNONYMS:
-        text = pattern.sub(replacement, text)
+        if pattern.search(text):  # most are not there, and a search is faster than a replacement that finds none
+            text = pattern.sub(replacement, text)
     sets = INTERVAL.search(text)  # which "or" unites and "and" intersects
     return text.replace(r"\lor", r"\cup" if sets else ",").replace(r"\land", r"\cap" if sets else ",")
 
