@@ -40,11 +40,16 @@ BASED = re.compile(r"[({]?0*((?=[A-Z]*\d)[\dA-Z]+)[)}]?_\{?(\d+)\}?")
 PERCENT = re.compile(r"\\?%$")
 ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?=")
 MODULO = re.compile(r"([^\\]+)\(?\\[bp]?mod\{?(\d+)\}?\)?")
+# The Greek letters but pi, which is a number, and letters that are commands too.
+GREEK = (
+    r"\\((?:var)?(?:[Tt]heta|[Pp]hi|[Ss]igma|epsilon|rho)|Pi|[Pp]si|[Oo]mega|[Dd]elta|[Ll]ambda|[Gg]amma|[Xx]i"
+    r"|[Uu]psilon|alpha|beta|zeta|eta|iota|kappa|mu|nu|tau|chi|ell|hbar)(?![a-zA-Z])"
+)
 # What may stand before an equals sign: not e, i or pi, which are numbers, nor a command such as \not.
 NAME = re.compile(
-    r"(?:[a-df-hj-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|rho|sigma|tau|omega)|\{[a-zA-Z]\}"
+    rf"(?:[a-df-hj-zA-Z]|{GREEK}|\{{[a-zA-Z]\}}"
     r"|\\(?:vec|overrightarrow|mathcal|mathbb) ?(?:[a-zA-Z]|\{[a-zA-Z]{1,2}\}))"
-    r"(?:_(?:\w+|\{[\w,]+\}))?(?:\([a-zA-Z]\))?"
+    r"(?:_(?:\w+|\{[\w,]+\}))?(?:\((?:[a-zA-Z]|-?\d+)\))?"
 )
 EXPONENT = re.compile(r"\^\{?\s*([+-]?\d+)|(\d+)\s*!")
 MATRIX = re.compile(r"[(\[]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}[)\]]?")
@@ -83,9 +88,11 @@ def read(answer: str, is_list: bool = False) -> tuple[str, tuple[str, ...]]:
     if not is_list and (match := GROUPED.fullmatch(text)):
         text = (match[1] or "") + match[2].replace(",", "")
     text = re.sub(rf"(?<!\\)(\\[a-zA-Z]+){GAP}+(?=[a-zA-Z])", r"\1 ", text)  # \pi x is not \pix
-    text = re.sub(rf"(?<=\\(?:log_|sin\^|cos\^|tan\^))(\d){GAP}+(?=\d)", r"{\1}", text)
+    text = re.sub(rf"(?<=[_^])(\d){GAP}+(?=\d)", r"{\1}", text)  # \log_2 8
     text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
-    text = re.sub(r"(?:^|(?<=\\cup)|(?<=\\cup ))(?:[a-zA-Z]|\((?:x,y(?:,z)?|a,b(?:,c)?|m,n|p,q)\))\\in(?![a-z])", "", text)
+    text = re.sub(
+        r"(?:^|(?<=\\cup)|(?<=\\cup ))(?:[a-zA-Z]|\((?:x,y(?:,z)?|a,b(?:,c)?|m,n|p,q)\))\\in(?![a-z])", "", text
+    )
     return ONE_CHARACTER.sub(r"\1", text), units
 
 

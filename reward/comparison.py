@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from .answers import (
     BASED,
+    GREEK,
     MAX_MEMBERS,
     MODULO,
     NAME,
@@ -31,16 +32,15 @@ PASSED_OVER = re.compile(r"\\(?:ldots|[bp]?mod)(?![a-zA-Z])|^\[")
 NUMBER_INDEX = re.compile(r"\d_(?:\w|\{\w+\})")
 BOUND, DIFFERENTIAL = re.compile(r"\\(?:sum|prod|lim)_\{?([a-zA-Z])"), re.compile(r"d([a-zA-Z])")
 INDEXED = re.compile(r"\\(?:log|sum|prod|int|lim|max|min)_|\\sqrt\[\d+\]|\\(?:int|lim|max|min)(?![a-zA-Z])")
-GREEK = re.compile(
-    r"\\((?:var)?(?:[Tt]heta|[Pp]hi|[Ss]igma|epsilon|rho)|Pi|[Pp]si|[Oo]mega|[Dd]elta|[Ll]ambda|[Gg]amma|[Xx]i"
-    r"|[Uu]psilon|alpha|beta|zeta|eta|iota|kappa|mu|nu|tau|chi|ell|hbar)(?![a-zA-Z])"
-)
 FUNCTIONS = re.compile(r"\\[a-zA-Z]+|arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi")
+CALL = re.compile(r"[fghFGHPE](?:_\w)?'*\([^()]*\)")  # math-verify takes f(2)=5 and f(3)=5 for the same
 DEGREES = re.compile(r"(\d*\.?\d+|[a-z])\^\\circ")
 # Two numbers side by side are a product, which math-verify reads as a mixed number where the second has brackets.
 PRODUCT = re.compile(r"(?<![_^\d])\d+(?=[(\[]|\\\{)|\)(?=[\d(]|\\frac)")
 # 1/2x is a half of x: a quotient ends before a product goes on.
-QUOTIENT = re.compile(r"/(?:\d+|[a-zA-Z](?:\^\w)?)(?=[a-zA-Z(]|\\(?!cdot|times|div|pm|le|ge|ne|in|c[au]p|[{}])[a-zA-Z])")
+QUOTIENT = re.compile(
+    r"/(?:\d+|[a-zA-Z](?:\^\w)?)(?=[a-zA-Z(]|\\(?!cdot|times|div|pm|le|ge|ne|in|c[au]p|[{}])[a-zA-Z])"
+)
 DECIMAL_PART = re.compile(r"\d*\.(\d+)")
 MAX_DECIMAL_PLACES = 12  # math-verify compares 30 of them, so that no short decimal is a root or a multiple of pi
 
@@ -106,6 +106,10 @@ def _without_names(answer: str, reference: str) -> tuple[str, str] | None:
         values.append(value[0] if named else text)
     if [len(unknowns) for unknowns in names] in ([0, 1], [1, 0]) and max(answer.count("="), reference.count("=")) > 1:
         return None  # x=1,2 is not x=1,y=2
+    for one, other in ((0, 1), (1, 0)):
+        if len(names[one]) > 1 and not names[other] and "=" in values[other]:  # (x,y)=(1,2) is x=1,y=2
+            members = shape_and_members(values[one])[1]
+            values[one] = ",".join(f"{name}={member}" for name, member in zip(names[one], members, strict=True))
     if all(names):
         return (values[0], values[1]) if names[0] == names[1] else None
     in_order = all(unknowns == sorted(unknowns, key=lambda name: name.lstrip("\\")) for unknowns in names)
@@ -139,7 +143,7 @@ def _compare_members(given: list[str], wanted: list[str], tolerance: Fraction, k
 def _letters(text: str) -> set[str]:
     """Return the letters of a formula, Greek ones by name; pi, e and i are numbers."""
     latin = re.findall(r"[a-zA-Z]", FUNCTIONS.sub("", re.sub(r"\\(?:begin|end)\{\w+\}", "", text)))
-    return {*latin, *GREEK.findall(text)} - {"e", "i"}
+    return {*latin, *re.findall(GREEK, text)} - {"e", "i"}
 
 
 def _bound(text: str) -> set[str]:
@@ -171,6 +175,8 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
     sides, reference_sides = split_top(answer, "="), split_top(reference, "=")
     if len(sides) > 2 or (len(sides) == 2 and not NAME.fullmatch(sides[0]) and len(reference_sides) == 1):
         return "wrong"  # a chain offers several answers
+    if len(sides) == len(reference_sides) == 2 and CALL.fullmatch(sides[0]) and CALL.fullmatch(reference_sides[0]):
+        return compare_answers(sides[1], reference_sides[1], tolerance) if sides[0] == reference_sides[0] else "wrong"
     if len(sides) == 2 and len(reference_sides) == 1:
         return compare_answers(sides[1], reference, tolerance)
     if len(reference_sides) == 2 and len(sides) == 1 and NAME.fullmatch(reference_sides[0]):

@@ -95,8 +95,10 @@ def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> t
     differ = set(units) != set(reference_units) or (len(set(units)) > 1 and units != reference_units)  # 5 ft 3 in
     if units and differ and (reference_units or len(set(units)) > 1):
         return "wrong", answer
-    if not reference_units and ANGLES & set(units) and any(
-        answers.exact_value(member.rpartition("=")[2]) is None for member in members
+    if (
+        not reference_units
+        and ANGLES & set(units)
+        and any(answers.exact_value(member.rpartition("=")[2]) is None for member in members)
     ):
         return "wrong", answer  # pi/3 is in radians
     if len(set(units)) > 1 and kind != "interval":

@@ -164,9 +164,7 @@ def _parsed(text: str, is_complex: bool) -> Any:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
     names = ConversionConfig(lowercase_symbols=False)
-    value = latex2sympy(
-        text, is_real=None if is_complex else True, normalization_config=None, conversion_config=names
-    )
+    value = latex2sympy(text, is_real=None if is_complex else True, normalization_config=None, conversion_config=names)
     if not isinstance(value, sympy.Expr):
         return value
     return value.subs({symbol: sympy.I for symbol in value.free_symbols if symbol.name == "i"})
