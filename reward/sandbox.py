@@ -178,12 +178,15 @@ def _is_exact(ours: Any, theirs: Any) -> bool:
         return ours == theirs  # of a name longer than a letter it ignores the case
     if ours == theirs or not isinstance(ours, sympy.Expr) or not isinstance(theirs, sympy.Expr):
         return True
-    difference = (ours - theirs).doit()
-    values = {symbol: 17 + 2 * i for i, symbol in enumerate(difference.free_symbols)}
-    difference = sympy.sympify(difference.subs(values))
-    if difference.is_Rational or difference.has(sympy.Integral):
-        return difference.is_Rational is not True or difference == 0
-    size = abs(difference.evalf(15, maxn=EXACT_PLACES))
+    try:
+        difference = (ours - theirs).doit()
+        values = {symbol: 17 + 2 * i for i, symbol in enumerate(difference.free_symbols)}
+        difference = sympy.sympify(difference.subs(values))
+        if difference.is_Rational or difference.has(sympy.Integral):  # an integral in thousands of places takes minutes
+            return not difference.is_Rational or bool(difference == 0)
+        size = abs(difference.evalf(15, maxn=EXACT_PLACES))
+    except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
+        return True  # what has no value here is left to math-verify
     return size.is_comparable is not True or bool(size < sympy.Float(10) ** (100 - EXACT_PLACES))
 
 
