@@ -201,11 +201,11 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
         return "wrong"
     if sorted(NUMBER_INDEX.findall(bare)) != sorted(NUMBER_INDEX.findall(INDEXED.sub("", reference))):
         return "wrong"  # nor 3_5+1 for 3_6+1
-    if (_letters(answer) ^ _letters(reference)) - _bound(answer) - _bound(reference):
-        return "wrong"  # x+y-y is not x, nor R r
+    unlike = (_letters(answer) ^ _letters(reference)) - _bound(answer) - _bound(reference)
     if any(len(places) > MAX_DECIMAL_PLACES for places in DECIMAL_PART.findall(answer)):
         return "wrong"
     answer, reference = _exact(answer), _exact(reference)
     if r"\circ" in answer + reference:
         return "wrong"
-    return POOL.ask(answer, reference)
+    outcome = POOL.ask(answer, reference)
+    return "wrong" if outcome == "equivalent" and unlike else outcome  # x+y-y is not x
