@@ -39,7 +39,7 @@ DEGREES = re.compile(r"(\d*\.?\d+|[a-z])\^\\circ")
 PRODUCT = re.compile(r"(?<![_^\d])\d+(?=[(\[]|\\\{)|\)(?=[\d(]|\\frac)")
 # 1/2x is a half of x: a quotient ends before a product goes on.
 QUOTIENT = re.compile(
-    r"/(?:\d+|[a-zA-Z](?:\^\w)?)(?=[a-zA-Z(]|\\(?!cdot|times|div|pm|le|ge|ne|in|c[au]p|[{}])[a-zA-Z])"
+    r"/(?:\d+|[a-zA-Z](?:\^\w)?)(?=[a-zA-Z(]|\\(?!cdot|times|div|[bp]?mod|pm|le|ge|ne|in|c[au]p|r[cfav])[a-zA-Z])"
 )
 DECIMAL_PART = re.compile(r"\d*\.(\d+)")
 MAX_DECIMAL_PLACES = 12  # math-verify compares 30 of them, so that no short decimal is a root or a multiple of pi
