@@ -16,7 +16,7 @@ from decimal import Decimal
 from data_prep.reference_answers import ParsedAnswer, corrected, corrections
 from reward import robust
 
-VERSION = 3  # raise it whenever an outcome may change: caches of grades go by it
+VERSION = 4  # raise it whenever an outcome may change: caches of grades go by it
 # Of a decimal or a number in scientific notation that is not known to be rounded; those stand for half a unit of
 # their last digit (`ParsedAnswer.tolerance`).
 RELATIVE_TOLERANCE = Decimal("1e-6")

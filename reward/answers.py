@@ -28,7 +28,7 @@ TYPES = (
 REVERSED = {">": "<", r"\ge": r"\le", r"\geq": r"\leq"}
 RECURRING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 # With spaces between the groups it is a list.
-GROUPED = re.compile(r"([^,]*=\W*)?(-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?:\\?%)?)")
+GROUPED = re.compile(r"([^,]*=\W*)?(-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?:\\?%)?)")
 ONE_CHARACTER = re.compile(r"(?<=[_^])\{(\w)\}(?!\d)")
 NUMBER = re.compile(r"([+-]?(?=\.?\d)\d*\.?\d*)(?:[eE]([+-]?\d+)|\\(?:times|cdot)10\^\{?([+-]?\d+)\}?)?")
 FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\d))|([+-]?\d+)/(\d+)")
@@ -36,15 +36,20 @@ FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}|(\d))(?:\{(\d+)\}|(\
 NUMERIC_FACTORIAL = re.compile(r"!!|[({](?:[^a-zA-Z()\\]|\\[a-z]+)*[)}]!")
 INTEGER, DECIMAL = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?\d*\.\d+")
 SCIENTIFIC = re.compile(r"[+-]?\d+(?:\.\d+)?[eE][+-]?\d+")
-BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
+BASED = re.compile(r"[({]?0*((?=[A-Z]*\d)[\dA-Z]+)[)}]?_\{?(\d+)\}?")
 PERCENT = re.compile(r"\\?%$")
 ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?=")
 MODULO = re.compile(r"([^\\]+)\(?\\[bp]?mod\{?(\d+)\}?\)?")
+# The Greek letters but pi, which is a number, and letters that are commands too.
+GREEK = (
+    r"\\((?:var)?(?:[Tt]heta|[Pp]hi|[Ss]igma|epsilon|rho)|Pi|[Pp]si|[Oo]mega|[Dd]elta|[Ll]ambda|[Gg]amma|[Xx]i"
+    r"|[Uu]psilon|alpha|beta|zeta|eta|iota|kappa|mu|nu|tau|chi|ell|hbar)(?![a-zA-Z])"
+)
 # What may stand before an equals sign: not e, i or pi, which are numbers, nor a command such as \not.
 NAME = re.compile(
-    r"(?:[a-df-hj-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|rho|sigma|tau|omega)|\{[a-zA-Z]\}"
+    rf"(?:[a-df-hj-zA-Z]|{GREEK}|\{{[a-zA-Z]\}}"
     r"|\\(?:vec|overrightarrow|mathcal|mathbb) ?(?:[a-zA-Z]|\{[a-zA-Z]{1,2}\}))"
-    r"(?:_(?:\w+|\{[\w,]+\}))?(?:\([a-zA-Z]\))?"
+    r"(?:_(?:\w+|\{[\w,]+\}))?(?:\((?:[a-zA-Z]|-?\d+)\))?"
 )
 EXPONENT = re.compile(r"\^\{?\s*([+-]?\d+)|(\d+)\s*!")
 MATRIX = re.compile(r"[(\[]?\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}[)\]]?")
@@ -70,7 +75,7 @@ def read(answer: str, is_list: bool = False) -> tuple[str, tuple[str, ...]]:
         return answer, ()
     text, units = without_units(normalise(answer))
     text = TEXT.sub(_words, text)
-    text = re.sub(r"(?<!\d)(\d{1,3})((?: \d{3})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)
+    text = re.sub(r"(?<!\d)([1-9]\d{0,2})((?: \d{3})+)(?!\d)", lambda m: m[1] + m[2].replace(" ", ""), text)
     text = re.sub(r"(?<=\d) (\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
     text = GAP.join(text.replace(GAP, " ").split())
     text = re.sub(rf"(?<=[^.])\.{GAP}*$", "", text).strip(GAP)
@@ -83,9 +88,11 @@ def read(answer: str, is_list: bool = False) -> tuple[str, tuple[str, ...]]:
     if not is_list and (match := GROUPED.fullmatch(text)):
         text = (match[1] or "") + match[2].replace(",", "")
     text = re.sub(rf"(?<!\\)(\\[a-zA-Z]+){GAP}+(?=[a-zA-Z])", r"\1 ", text)  # \pi x is not \pix
-    text = re.sub(rf"(?<=\\(?:log_|sin\^|cos\^|tan\^))(\d){GAP}+(?=\d)", r"{\1}", text)
+    text = re.sub(rf"(?<=[_^])(\d){GAP}+(?=\d)", r"{\1}", text)  # \log_2 8
     text = re.sub(rf"(?<!\d){GAP}+|{GAP}+(?!\d|{GAP})", "", text)
-    text = re.sub(r"(?:^|(?<=\\cup)|(?<=\\cup ))[a-zA-Z]\\in(?![a-z])", "", text)
+    text = re.sub(
+        r"(?:^|(?<=\\cup)|(?<=\\cup ))(?:[a-zA-Z]|\((?:x,y(?:,z)?|a,b(?:,c)?|m,n|p,q)\))\\in(?![a-z])", "", text
+    )
     return ONE_CHARACTER.sub(r"\1", text), units
 
 
@@ -101,7 +108,7 @@ def _one_pair(text: str) -> bool:
 def _words(match: re.Match) -> str:
     words = match[2].replace(GAP, " ").split()
     if not words or match[1] == "mathrm" or (len(words) == 1 and words[0].strip("-").isdigit()):
-        return f" {''.join(words)} "
+        return f" {''.join(words)}" + (f"^{match[3]} " if match[3] else " ")
     words[-1:] = [word.rstrip(".") or word for word in words[-1:]]
     return rf"\text{{{' '.join(words)}}}" + (f"^{match[3]}" if match[3] else "")
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from .answers import (
     BASED,
+    GREEK,
     MAX_MEMBERS,
     MODULO,
     NAME,
@@ -18,18 +19,28 @@ from .answers import (
     shape_and_members,
     split_top,
 )
-from .notation import unit_of
+from .notation import RELATION, unit_of
 from .sandbox import POOL
 
 CORRECT = ("match", "equivalent")
 
 # A number with an index or in brackets is not that number, though math-verify reads it so; these have an index.
 MARKED = re.compile(r"[_\[\]]")
-# What math-verify passes over: an ellipsis, a modulus, an index of a number, brackets around all.
-PASSED_OVER = re.compile(r"\\(?:ldots|[bp]?mod)(?![a-zA-Z])|\d_|^\[")
+UNCERTAIN = re.compile(r"(?<![_^\d])\d+\(\d+\)")  # 34(1) is a measured number
+# What math-verify passes over: an ellipsis, a modulus, brackets around all.
+PASSED_OVER = re.compile(r"\\(?:ldots|[bp]?mod)(?![a-zA-Z])|^\[")
+NUMBER_INDEX = re.compile(r"\d_(?:\w|\{\w+\})")
+BOUND, DIFFERENTIAL = re.compile(r"\\(?:sum|prod|lim)_\{?([a-zA-Z])"), re.compile(r"d([a-zA-Z])")
 INDEXED = re.compile(r"\\(?:log|sum|prod|int|lim|max|min)_|\\sqrt\[\d+\]|\\(?:int|lim|max|min)(?![a-zA-Z])")
 FUNCTIONS = re.compile(r"\\[a-zA-Z]+|arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|pi")
+CALL = re.compile(r"[fghFGHPE](?:_\w)?'*\([^()]*\)")  # math-verify takes f(2)=5 and f(3)=5 for the same
 DEGREES = re.compile(r"(\d*\.?\d+|[a-z])\^\\circ")
+# Two numbers side by side are a product, which math-verify reads as a mixed number where the second has brackets.
+PRODUCT = re.compile(r"(?<![_^\d])\d+(?=[(\[]|\\\{)|\)(?=[\d(]|\\frac)")
+# 1/2x is a half of x: a quotient ends before a product goes on.
+QUOTIENT = re.compile(
+    r"/(?:\d+|[a-zA-Z](?:\^\w)?)(?=[a-zA-Z(]|\\(?!cdot|times|div|[bp]?mod|pm|le|ge|ne|in|c[au]p|r[cfav])[a-zA-Z])"
+)
 DECIMAL_PART = re.compile(r"\d*\.(\d+)")
 MAX_DECIMAL_PLACES = 12  # math-verify compares 30 of them, so that no short decimal is a root or a multiple of pi
 
@@ -68,6 +79,9 @@ def compare_answers(
     if not alike or len(given) != (required_count or len(wanted)) or len(given) > MAX_MEMBERS:
         return "wrong"
     keep_order = kind == "tuple" or shape not in ("{}", "union")
+    unknowns = [_letters(member) for member in given if RELATION.search(member)]
+    if shape == "union" and unknowns and not set.intersection(*unknowns):
+        return "wrong"  # y<1 or x>4
     names, reference_names = _names(given), _names(wanted)
     if "=" not in reference and len(names) > (0 if keep_order else 1):
         return "wrong"  # (y=1,x=2) is not (1,2)
@@ -92,6 +106,10 @@ def _without_names(answer: str, reference: str) -> tuple[str, str] | None:
         values.append(value[0] if named else text)
     if [len(unknowns) for unknowns in names] in ([0, 1], [1, 0]) and max(answer.count("="), reference.count("=")) > 1:
         return None  # x=1,2 is not x=1,y=2
+    for one, other in ((0, 1), (1, 0)):
+        if len(names[one]) > 1 and not names[other] and "=" in values[other]:  # (x,y)=(1,2) is x=1,y=2
+            members = shape_and_members(values[one])[1]
+            values[one] = ",".join(f"{name}={member}" for name, member in zip(names[one], members, strict=True))
     if all(names):
         return (values[0], values[1]) if names[0] == names[1] else None
     in_order = all(unknowns == sorted(unknowns, key=lambda name: name.lstrip("\\")) for unknowns in names)
@@ -123,11 +141,19 @@ def _compare_members(given: list[str], wanted: list[str], tolerance: Fraction, k
 
 
 def _letters(text: str) -> set[str]:
-    return set(re.findall(r"[a-zA-Z]", FUNCTIONS.sub("", re.sub(r"\\(?:begin|end)\{\w+\}", "", text))))
+    """Return the letters of a formula, Greek ones by name; pi, e and i are numbers."""
+    latin = re.findall(r"[a-zA-Z]", FUNCTIONS.sub("", re.sub(r"\\(?:begin|end)\{\w+\}", "", text)))
+    return {*latin, *re.findall(GREEK, text)} - {"e", "i"}
+
+
+def _bound(text: str) -> set[str]:
+    """Return the letters that sums, limits and integrals bind: one of two equal answers may have them alone."""
+    return {*BOUND.findall(text), *(["d", *DIFFERENTIAL.findall(text)] if r"\int" in text else [])}
 
 
 def _same_words(answer: str, reference: str) -> bool:
-    words = [match[2] if (match := TEXT.fullmatch(text)) else text for text in (answer, reference)]
+    matches = [(TEXT.fullmatch(text), text) for text in (answer, reference)]
+    words = [match[2] + (f"^{match[3]}" if match[3] else "") if match else text for match, text in matches]
     if unit_of(words[0]) == unit_of(words[1]) is not None:
         return True
     bare = [re.sub(r"\s", "", word.strip("()")) for word in words]
@@ -137,7 +163,8 @@ def _same_words(answer: str, reference: str) -> bool:
 
 
 def _exact(text: str) -> str:
-    """Return a formula with fractions for decimals and for degrees of an angle."""
+    """Return a formula with fractions for decimals and for degrees of an angle, and a dot in products."""
+    text = QUOTIENT.sub(r"\g<0>\\cdot ", PRODUCT.sub(r"\g<0>\\cdot ", text))
     text = DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     return DECIMAL_PART.sub(lambda match: "(\\frac{{{}}}{{{}}})".format(*Fraction(match[0]).as_integer_ratio()), text)
 
@@ -148,6 +175,8 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
     sides, reference_sides = split_top(answer, "="), split_top(reference, "=")
     if len(sides) > 2 or (len(sides) == 2 and not NAME.fullmatch(sides[0]) and len(reference_sides) == 1):
         return "wrong"  # a chain offers several answers
+    if len(sides) == len(reference_sides) == 2 and CALL.fullmatch(sides[0]) and CALL.fullmatch(reference_sides[0]):
+        return compare_answers(sides[1], reference_sides[1], tolerance) if sides[0] == reference_sides[0] else "wrong"
     if len(sides) == 2 and len(reference_sides) == 1:
         return compare_answers(sides[1], reference, tolerance)
     if len(reference_sides) == 2 and len(sides) == 1 and NAME.fullmatch(reference_sides[0]):
@@ -165,21 +194,18 @@ def _compare_values(answer: str, reference: str, tolerance: Fraction) -> str:
     ours, theirs = exact_value(answer), exact_value(reference)
     if ours is not None and theirs is not None:
         return "equivalent" if abs(ours - theirs) <= tolerance else "wrong"
-    indexed = INDEXED.search(answer + reference)
     bare = INDEXED.sub("", answer)
-    if (theirs is not None and MARKED.search(bare)) or r"\ldots" in reference:
+    if (theirs is not None and (MARKED.search(bare) or UNCERTAIN.search(answer))) or r"\ldots" in reference:
         return "wrong"
     if PASSED_OVER.search(bare) and not PASSED_OVER.search(reference):
         return "wrong"
-    letters, reference_letters = _letters(answer), _letters(reference)
-    if _letters(answer.lower()) == _letters(reference.lower()) and letters != reference_letters:
-        return "wrong"  # R is not r; math-verify takes them for the same
+    if sorted(NUMBER_INDEX.findall(bare)) != sorted(NUMBER_INDEX.findall(INDEXED.sub("", reference))):
+        return "wrong"  # nor 3_5+1 for 3_6+1
+    unlike = (_letters(answer) ^ _letters(reference)) - _bound(answer) - _bound(reference)
     if any(len(places) > MAX_DECIMAL_PLACES for places in DECIMAL_PART.findall(answer)):
         return "wrong"
     answer, reference = _exact(answer), _exact(reference)
     if r"\circ" in answer + reference:
         return "wrong"
     outcome = POOL.ask(answer, reference)
-    if outcome == "equivalent" and not indexed and (letters ^ reference_letters) - {"e", "i"}:
-        return "wrong"  # 5m is not 5; math-verify takes m for a unit
-    return outcome
+    return "wrong" if outcome == "equivalent" and unlike else outcome  # x+y-y is not x

@@ -24,7 +24,7 @@ ANY_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 # \boxed 8 boxes one sign. Where more follows at once, as in \boxed 34, LaTeX boxes something else than what is meant.
 BARE_BOX = re.compile(r"\\[a-zA-Z]+(?![a-zA-Z{\[])|[^\\{}\s$](?=[.,;:!]?(?:\s|$)|[$}]|\\[)\]])")
 
-TEXT_COMMANDS = "text|mbox|textbf|textrm|textit|operatorname|mathrm"
+TEXT_COMMANDS = "text|mbox|textbf|textrm|textit|textsf|texttt|operatorname|mathrm"
 CONTENT = r"(?:[^{}]|\^\{-?\d\})*"
 POWER = r"(?:\^(-?\d|\{-?\d\}))?"
 TEXT = re.compile(rf"\\({TEXT_COMMANDS})\{{({CONTENT})\}}{POWER}")
@@ -35,9 +35,21 @@ WORDS = {word: unit for unit, words in TABLES["units"].items() for word in words
 SYMBOLS = {word: unit for unit, words in TABLES["units_in_text_commands"].items() for word in words.split()}
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 TOKEN = re.compile(r"([a-zA-ZµΩ]+)\.?|\^\{?(-?\d)\}?|(/)")
-IN_COMMAND = rf"(?:\\mu *)?\\(?:{TEXT_COMMANDS})\{{{CONTENT}\}}(?:\^(?:-?\d|\{{-?\d\}}))?"
+# An operator, \operatorname{sec} x, is no unit.
+UNIT_COMMANDS = TEXT_COMMANDS.replace("operatorname|", "")
+IN_COMMAND = rf"(?:\\mu *)?\\(?:{UNIT_COMMANDS})\{{{CONTENT}\}}(?:\^(?:-?\d|\{{-?\d\}}))?"
 TEXT_FRACTION = re.compile(rf"\\frac\{{({IN_COMMAND})\}}\{{({IN_COMMAND})\}}")
-TEXT_UNIT = re.compile(rf"(?:[ {GAP}]*(?:(?:/|\\cdot|\\times)[ {GAP}]*)?{IN_COMMAND})+")
+# What has no units of its own: an exponent, an index, an argument.
+INNER = r"((?:[\^_]|\\(?:sqrt|binom|log|ln)(?![a-zA-Z])(?:_\w)?|\\binom\{\w+\}) *\{(?:[^{}]|\{[^{}]*\})*\})"
+TEXT_UNIT = re.compile(rf"{INNER}|(?:[ {GAP}]*(?:(?:/|\\cdot|\\times)[ {GAP}]*)?{IN_COMMAND})+")
+DEGREE = re.compile(rf"{INNER}|\^\\circ")
+# A factor after a unit's name: \mathrm{d}x and \mathrm{N}(x) have no unit.
+FACTOR = re.compile(
+    rf"[ {GAP}]*(?:[a-zA-Z(]|\\\{{|\\(?!c[au]p|l?or|l?and|times|cdot|pm|leq?|geq?|end|ldots|text|mbox|mathrm)[a-zA-Z])"
+)
+# Before a number a unit may stand in text alone, \text{cm}3, and by no name that is a function's too.
+BEFORE_NUMBER = re.compile(rf"\\(?:text|mbox)\{{ *(?!(?:sec|min|g?rad|d) *\}})[^{{}}]*\}}[ {GAP}]*(?=[-.\d])")
+CURRENCIES = {"dollar^1", "euro^1", "sterling^1", "yen^1", "yuan^1", "rupee^1"}
 # At the end of an answer or of a member of a list.
 PLAIN = r"[a-zA-Z]+\.?(?:\^(?:-?\d|\{-?\d\}))?"
 FIRST = rf"(?=(?i:{'|'.join([*WORDS, *POWERS, 'per'])})(?![a-zA-Z])|[a-zA-Z]+ */)"
@@ -81,7 +93,8 @@ def normalise(answer: str) -> str:
     if not re.search(r"[^\d,.+-]|\.\.", text):
         return text
     for pattern, replacement in SYNONYMS:
-        text = pattern.sub(replacement, text)
+        if pattern.search(text):  # most are not there, and a search is faster than a replacement that finds none
+            text = pattern.sub(replacement, text)
     sets = INTERVAL.search(text)  # which "or" unites and "and" intersects
     return text.replace(r"\lor", r"\cup" if sets else ",").replace(r"\land", r"\cap" if sets else ",")
 
@@ -110,16 +123,29 @@ def unit_of(phrase: str) -> str | None:
     return " ".join(f"{name}^{count}" for name, count in sorted(powers.items())) or None
 
 
+def _is_unit_here(match: re.Match, name: str) -> bool:
+    """Return whether a name that may be a unit's stands where a unit does: after a value and before no factor."""
+    if name in CURRENCIES:
+        return True
+    before = match.string[: match.start()].rstrip(f" {GAP}")[-1:]
+    is_after_value = before.isalnum() or before in tuple(")]}%!'|.")
+    return (is_after_value and not FACTOR.match(match.string, match.end())) or bool(
+        BEFORE_NUMBER.match(match.string, match.start())
+    )
+
+
 def without_units(text: str) -> tuple[str, tuple[str, ...]]:
     """Return a text in the one notation without its units, and these in order; one without a number is an answer."""
     found = []
 
     def take(match: re.Match, is_plain: bool = False) -> str:
+        if not is_plain and match[1]:
+            return match[0]
         name = unit_of(TEXT.sub(lambda part: f" {part[2]}" + (f"^{part[3]}" if part[3] else ""), match[0]))
         words = re.findall("[a-zA-Z]+", match[0])
         is_clear = name in ("m^1 s^-1", "m^1 s^-2") or any(word in WORDS or word.lower() in WORDS for word in words)
         is_apart = match.string[: match.start()][-1:] in (" ", GAP) or len(words[0]) > 2 or words[0][1:] in ("m", "g")
-        if name is None or (is_plain and not (is_clear and is_apart)):
+        if name is None or (is_plain and not (is_clear and is_apart)) or not _is_unit_here(match, name):
             return match[0]
         found.append(name)
         return GAP
@@ -127,7 +153,7 @@ def without_units(text: str) -> tuple[str, tuple[str, ...]]:
     rest = TEXT_UNIT.sub(take, TEXT_FRACTION.sub(r"\1/\2", text))
     rest = PLAIN_UNIT.sub(lambda match: take(match, is_plain=True), rest)
     if r"^\circ" in rest and not TRIGONOMETRIC.search(rest):
-        rest = rest.replace(r"^\circ", GAP)
+        rest = DEGREE.sub(lambda match: match[1] or GAP, rest)
         found.append("degree")
     if not rest.strip(f" .{GAP}"):
         return text, ()

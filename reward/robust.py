@@ -42,8 +42,8 @@ OUTCOMES = ("match", "equivalent", "wrong", "no_box", "unparsable", "refused", "
 # Above this fraction of time-outs, after this many responses, a warning is logged.
 TIMEOUT_FRACTION, TIMEOUT_AFTER = 0.01, 500
 
-# A negation, or a prime or quotation mark, makes another answer of the same digits.
-NEGATION = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|['\"]|\\prime")
+# A negation or a quotation mark makes another answer of the same digits, and so does each prime.
+NEGATION, PRIME = re.compile(r"\\(?:not|neq?|lnot|neg)(?![a-zA-Z])|\""), re.compile(r"'|\\prime(?![a-zA-Z])")
 AMBIGUOUS = re.compile(
     r"(?<![a-zA-Z\\])(?:or|and|either|about|maybe)(?![a-zA-Z])|\\(?:approx|sim(?:eq)?|cong|cap|[hv]?phantom)(?![a-zA-Z])"
 )
@@ -90,10 +90,16 @@ def judge(solution_str: str, ground_truth: str, parsed: dict | None = None) -> t
     marked = notation.normalise(answer), notation.normalise(ground_truth)
     if any(mark.search(marked[0]) and not mark.search(marked[1]) for mark in (AMBIGUOUS, NEGATION)):
         return "wrong", answer
+    if len(PRIME.findall(marked[0])) != len(PRIME.findall(marked[1])):
+        return "wrong", answer  # f is not f'
     differ = set(units) != set(reference_units) or (len(set(units)) > 1 and units != reference_units)  # 5 ft 3 in
     if units and differ and (reference_units or len(set(units)) > 1):
         return "wrong", answer
-    if not reference_units and ANGLES & set(units) and any(answers.exact_value(member) is None for member in members):
+    if (
+        not reference_units
+        and ANGLES & set(units)
+        and any(answers.exact_value(member.rpartition("=")[2]) is None for member in members)
+    ):
         return "wrong", answer  # pi/3 is in radians
     if len(set(units)) > 1 and kind != "interval":
         kind = "tuple"  # 5 m and 3 cm are not 3 m and 5 cm

@@ -8,10 +8,12 @@ process for each question would spend 0.3 s on imports where a worker that is ke
 """
 
 import atexit
+import functools
 import json
 import logging
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
@@ -34,6 +36,8 @@ PATIENCE_SECONDS = 30.0  # by the clock, in which a worker that has a question u
 LEFT: ContextVar[list[float]] = ContextVar("LEFT")  # seconds, of the response that a thread compares
 START_SECONDS = 120.0  # likewise, while it starts
 WORKER_BYTES = 2 * 2**30
+EXACT_PLACES = 3000
+COMMAND = re.compile(r"\\[a-zA-Z]+")
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -153,11 +157,54 @@ POOL = Pool()
 atexit.register(POOL.end)
 
 
+@functools.lru_cache(maxsize=20)
+def _parsed(text: str, is_complex: bool) -> Any:
+    """Return a formula whose letters keep their case, and where i, unless a sum counts with it, is the unit."""
+    import sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+
+    names = ConversionConfig(lowercase_symbols=False)
+    value = latex2sympy(text, is_real=None if is_complex else True, normalization_config=None, conversion_config=names)
+    if not isinstance(value, sympy.Expr):
+        return value
+    return value.subs({symbol: sympy.I for symbol in value.free_symbols if symbol.name == "i"})
+
+
+def _is_exact(ours: Any, theirs: Any) -> bool:
+    """Return whether what math-verify finds equal, by 40 places of the difference, is equal in thousands of them."""
+    import sympy
+
+    if isinstance(ours, sympy.Symbol) and isinstance(theirs, sympy.Symbol):
+        return ours == theirs  # of a name longer than a letter it ignores the case
+    if ours == theirs or not isinstance(ours, sympy.Expr) or not isinstance(theirs, sympy.Expr):
+        return True
+    try:
+        difference = (ours - theirs).doit()
+        values = {symbol: 17 + 2 * i for i, symbol in enumerate(difference.free_symbols)}
+        difference = sympy.sympify(difference.subs(values))
+        if difference.is_Rational or difference.has(sympy.Integral):  # an integral in thousands of places takes minutes
+            return not difference.is_Rational or bool(difference == 0)
+        size = abs(difference.evalf(15, maxn=EXACT_PLACES))
+    except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
+        return True  # what has no value here is left to math-verify
+    return size.is_comparable is not True or bool(size < sympy.Float(10) ** (100 - EXACT_PLACES))
+
+
 def _compare(answer: str, reference: str) -> str:
-    from math_verify import LatexExtractionConfig, parse, verify
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, parser, verify
+
+    texts = (answer, reference)
+    is_complex = any("i" in COMMAND.sub("", text) or parser.should_treat_as_complex(text) for text in texts)
+    parser.parse_latex_cached = functools.partial(_parsed, is_complex=is_complex)
+    # Units are gone, so that m is a letter.
+    form = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+    )
 
     def formulas(text: str) -> list:
-        return parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=False)
+        config = LatexExtractionConfig(normalization_config=form)
+        return parse(f"${text}$", [config], parsing_timeout=None, raise_on_error=False)
 
     wanted, given = formulas(reference), formulas(answer)
     for found, outcome in ((wanted, "unusable_truth"), (given, "unparsable")):
@@ -165,7 +212,8 @@ def _compare(answer: str, reference: str) -> str:
             return outcome
     # Its six decimal places make all tiny numbers the same.
     places = {"float_rounding": 30, "numeric_precision": 40}
-    return "equivalent" if verify(wanted, given, **places, timeout_seconds=None, raise_on_error=False) else "wrong"
+    same = verify(wanted, given, **places, timeout_seconds=None, raise_on_error=False)
+    return "equivalent" if same and _is_exact(given[0], wanted[0]) else "wrong"
 
 
 def work(compare: Callable[[str, str], str]) -> None:

@@ -5,7 +5,6 @@ import shutil
 import pytest
 from omegaconf import OmegaConf
 
-from recipe import arms
 from recipe import compose as module
 from recipe.compose import compose
 
@@ -58,33 +57,6 @@ def test_a_key_mistyped_inside_a_yaml_file_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CONFIG_FOLDER", folder)
     with pytest.raises(ValueError, match=r"unknown key trainer\.total_trainig_steps; did you mean"):
         compose("demo", [], "cpu")
-
-
-GLOBAL = "# @package _global_\n"
-FAULTY = {  # an arm's file: words of the line
-    f"{GLOBAL}a: [\n": 'faulty.yaml", line 3, column 1; fix the file',
-    f"{GLOBAL}data:\n\tseed: 2\n": 'faulty.yaml", line 3, column 1; fix the file',
-    f"{GLOBAL}data:\n  seed: 2\n  seed: 2\n": 'found duplicate key seed in "',
-    f"{GLOBAL}a: \0\n": 'faulty.yaml", position 23; fix the file',
-    f"{GLOBAL}hello\n": "demo +arms=faulty: unknown key hello",
-    f"{GLOBAL}justrl:\n  allow: [a]\n": "In 'arms/faulty': ConfigTypeError raised while composing config: Cannot merge",
-    f"{GLOBAL}data:\n  seed: ${{\n": "demo: no viable alternative",
-} | dict.fromkeys(
-    ("", "data:\n  seed: 2\n", f"\ufeff{GLOBAL}data:\n  seed: 2\n", f"{GLOBAL}# caf\udce9\n"),
-    "arms/faulty.yaml: write it in UTF-8, beginning with # @package _global_",
-)
-
-
-@pytest.mark.parametrize("content", FAULTY, ids=range(len(FAULTY)))
-def test_a_faulty_file_of_an_arm_is_one_line(content, tmp_path, monkeypatch):
-    shutil.copytree(module.CONFIG_FOLDER, tmp_path / "config")
-    monkeypatch.setattr(module, "CONFIG_FOLDER", tmp_path / "config")
-    monkeypatch.setattr(arms, "FOLDER", tmp_path / "config" / "arms")
-    (arms.FOLDER / "faulty.yaml").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError) as caught:
-        compose("demo", ["+arms=faulty"], "cpu")
-    assert FAULTY[content] in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_the_device_must_be_one_of_two(monkeypatch):
