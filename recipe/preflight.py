@@ -22,7 +22,6 @@ from recipe.checkpoints import complete_checkpoints
 from recipe.compose import verl_config_folder
 from recipe.distillation import TEACHER, check_distillation, check_teacher, nodes_and_gpus, teacher_gpus
 from recipe.memory import demand
-from recipe.prompts import check_prompts
 
 # CPUs that verl's actors hold for as long as they live, on top of one that each actor needs to start.
 CPUS_PER_RANK = 3  # verl.single_controller.ray.ResourcePoolManager.max_colocate_count
@@ -75,8 +74,6 @@ def check_machine(config: DictConfig) -> None:
     with about("actor_rollout_ref.model.path"):
         check_model(config.actor_rollout_ref.model.path, window(config))
         weights = weight_sizes(config.actor_rollout_ref.model.path)
-    if config.data.prompt_key == "prompt" and not config.data.custom_cls.path:
-        check_prompts(config, as_list(config.data.train_files))
     check_bucket(config, weights)
     with about(f"{TEACHER}.model_path"):
         check_teacher(config)

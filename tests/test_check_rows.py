@@ -1,17 +1,11 @@
 """Every row that a run would read is looked at: file, row and fix in one line, and nothing refused that works."""
 
-import json
-from contextlib import nullcontext
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from omegaconf import OmegaConf
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep.check_rows import check_rows
 from data_prep.rows import SCHEMA, row, write_rows
-from recipe.prompts import check_prompts
 from reward import justrl, robust
 
 ROWS = 20
@@ -145,27 +139,6 @@ def test_other_than_files_of_parquet(tmp_path):
     assert "folder.parquet: is a folder; " in line(tmp_path / "folder.parquet", None)
     pq.write_table(table(), tmp_path / "rows.pq")
     assert "rename it" in line(tmp_path / "rows.pq", None)
-
-
-def test_prompts_that_are_all_too_long(tmp_path):
-    """The template here adds two tokens; what a template needs from transformers is left to verl."""
-    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.save(str(tmp_path / "tokenizer.json"))
-    write_rows(tmp_path / "train.parquet", [row("demo", f"What is {i} + 1", "1", i, "train") for i in range(9)], {})
-    texts = [turn[0]["content"] for turn in pq.read_table(tmp_path / "train.parquet")["prompt"].to_pylist()]
-    fits = min(len(text.split()) for text in texts) + 2
-    model = {"path": str(tmp_path), "custom_chat_template": None, "tokenizer_path": None}
-    for limit, template, end in (
-        (fits, "Think. {{ messages[0].content }} {{ eos_token }}", ""),
-        (fits - 1, "Think. {{ messages[0].content }} {{ eos_token }}", f"has {fits} tokens; raise it"),
-        (fits - 1, "{{ unknown() }}", ""),
-    ):
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "</s>"}))
-        data = {"max_prompt_length": limit, "filter_overlong_prompts": True, "truncation": "error"}
-        config = OmegaConf.create({"data": data, "actor_rollout_ref": {"model": model}})
-        with pytest.raises(ValueError, match=end) if end else nullcontext():
-            check_prompts(config, [str(tmp_path / "train.parquet")])
 
 
 def test_the_real_data_passes(shared_data):
