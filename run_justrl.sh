@@ -71,7 +71,10 @@ data() {
     local kind=()
     case "$config" in
       demo_hard) kind=(--hard) ;;
-      demo_pretrained) kind=(--init "${JUSTRL_INIT:-HuggingFaceTB/SmolLM2-135M-Instruct}") ;;
+      demo_pretrained)
+        [ -n "${JUSTRL_INIT:-}" ] || [ ! -f models/demo_pretrained/justrl_backbone.json ] || return 0 # as it was begun
+        kind=(--init "${JUSTRL_INIT:-HuggingFaceTB/SmolLM2-135M-Instruct}")
+        ;;
     esac
     python -m data_prep.demo --data "$bench" --model "models/$config" "${kind[@]}"
   elif [[ "$config" = gsm8k* ]]; then

@@ -71,7 +71,7 @@ def read_json(path: Path, *keys: str, shape: Validator = ANY, fix: str = "") -> 
     fix, number = f"; {fix}" if fix else "", float if shape is ANY else finite
     try:
         value = json.loads(path.read_bytes(), parse_constant=number, parse_float=number)  # UTF-8, UTF-16 or UTF-32
-    except (OSError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: missing or damaged ({getattr(error, 'strerror', error)}){fix}") from error
     if not isinstance(value, dict) or not set(keys) <= value.keys():
         raise ValueError(f"{path}: is no object with {', '.join(keys) or 'fields'}{fix}")

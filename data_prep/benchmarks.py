@@ -201,7 +201,7 @@ def write_task(source: Source, path: Path, task: str, pairs: list[tuple[str, str
     print(f"{path}: {len(rows)} problems; {len(changed)} reference answers not written as released, {count} corrected")
     counts = Counter(canonical(problem) for problem, _ in pairs)
     if repeated := [row["extra_info"]["index"] for row in rows if counts[canonical(row["extra_info"]["problem"])] > 1]:
-        print(f"{path}: {len(repeated)} rows have a problem of another one: {', '.join(repeated[:10])}")
+        print(f"{path}: {len(repeated)} rows share their problem with another row: {', '.join(repeated[:10])}")
     if released and problems != released:
         print(f"{path}: problems or their order differ from the released ones, ids are not comparable")
 

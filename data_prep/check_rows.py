@@ -11,7 +11,8 @@ from common.command import first_line
 from data_prep.rows import open_rows
 
 READ = ("data_source", "prompt", "reward_model", "extra_info")  # by verl and rewards
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")  # of chat templates
+CALLS = {"tool_calls", "function_call"}  # beside which a turn may have no content
+ROLE = r"^[a-z_]+$"  # as chat templates spell roles: "User" would be no user
 TRUTH = "reward_model.ground_truth"
 
 
@@ -65,6 +66,10 @@ def is_text(kind: pa.DataType) -> bool:
     return types.is_string(kind) or types.is_large_string(kind)
 
 
+def plain(values: pa.Array) -> pa.Array:
+    return values.dictionary_decode() if types.is_dictionary(values.type) else values
+
+
 def is_parts(kind: pa.DataType) -> bool:
     """Tell whether content may be in parts, such as text and image, or is null throughout."""
     return types.is_null(kind) or types.is_list(kind) or types.is_large_list(kind)
@@ -95,7 +100,7 @@ def prompt_faults(prompts: pa.Array) -> Iterator[tuple[int, str]]:
         yield 0, f"prompt is {kind}; verl needs a list of structs with role and content"
         return
     rows, flat = pc.list_parent_indices(prompts), pc.list_flatten(prompts)
-    role, content = pc.struct_field(flat, "role"), pc.struct_field(flat, "content")
+    role, content = plain(pc.struct_field(flat, "role")), plain(pc.struct_field(flat, "content"))
     for name, values, others in (("role", role, types.is_null), ("content", content, is_parts)):
         if not (is_text(values.type) or others(values.type)):
             yield 0, f"prompt has a {name} that is {values.type}, not text; convert it to strings"
@@ -106,7 +111,7 @@ def prompt_faults(prompts: pa.Array) -> Iterator[tuple[int, str]]:
     numbers = pa.array(range(len(prompts)), rows.type)
     if (row := first_true(pc.invert(pc.is_in(numbers, value_set=rows.filter(asking))))) >= 0:
         yield row, "prompt is null or has no user turn with text; give every row one, or drop it"
-    elif (turn := first_true(pc.invert(pc.is_in(role, value_set=pa.array(ROLES, role.type))))) >= 0:
-        yield rows[turn].as_py(), f"prompt has a turn of role {role[turn].as_py()!r:.40}; use one of {', '.join(ROLES)}"
-    elif turns.get_field_index("tool_calls") < 0 and (turn := first_true(content.is_null())) >= 0:
+    elif (turn := first_true(pc.invert(pc.fill_null(pc.match_substring_regex(role, ROLE), False)))) >= 0:
+        yield rows[turn].as_py(), f"prompt has a turn of role {role[turn].as_py()!r:.40}; name it as chat templates do"
+    elif not CALLS & {field.name for field in turns} and (turn := first_true(content.is_null())) >= 0:
         yield rows[turn].as_py(), "prompt has a turn whose content is null; give every turn text, or drop the row"

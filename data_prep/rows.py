@@ -65,7 +65,7 @@ def check_output(path: Path, program: str, sources: Iterable[Path] = ()) -> None
     """Raise a ValueError, before any work, for a file to write that would replace what the program did not make."""
     check_place(path)
     if path.suffix != ".parquet" or path.is_dir():
-        raise ValueError(f"{path}: the output is to be a file named .parquet; choose another name")
+        raise ValueError(f"{path}: the output must be a .parquet file; choose another name")
     if path.resolve() in [source.resolve() for source in sources]:
         raise ValueError(f"{path}: is the source too; choose another --output")
     there, fields = [file for file in (path, manifest_path(path)) if file.exists()], read_manifest(path) or {}

@@ -129,7 +129,7 @@ def json_rows(path: Path) -> Iterator[dict]:
             try:
                 json.dumps(line.record, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                line = line._replace(record=None, problem="has half a character (a lone surrogate)")
+                line = line._replace(record=None, problem="has an unpaired surrogate")
         if line.record is None:
             raise ValueError(f"{name_lines(path, [line])}; each line is to be a JSON object in UTF-8: fix or remove it")
         yield line.record

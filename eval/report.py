@@ -112,6 +112,12 @@ def evaluation_context(scores: dict[str, dict], folder: Path, clean: dict, row: 
     return context, {name: table for name, table in tables.items() if table and table.rows}
 
 
+def required(output: Path | None) -> Path:
+    if output is None:
+        raise ValueError("a report on several folders needs --output DIR")
+    return output
+
+
 def write(
     folders: list[Path],
     output: Path | None = None,
@@ -127,7 +133,7 @@ def write(
         suite: whose benchmarks are reported.
     """
     alone = folders[0] if len(folders) == 1 else None
-    folder = output or folders[0]
+    folder = required(output or alone)
     found = find(folders)
     title = alone.resolve().name if alone else listed(found)
     scores = of_suite({name: load(evaluation) for name, evaluation in found.items()}, suite)
@@ -171,10 +177,8 @@ def main() -> None:
     parser.add_argument("--x", choices=AXES, help="of several training runs: x-axis of the curves (default: steps)")
     parser.add_argument("--page", type=page_path, metavar="FILE.md", help="write the report as this page as well")
     args = parser.parse_args()
-    if len(args.folders) > 1 and not args.output:
-        raise ValueError("a report on several folders needs --output DIR")
     if runs_report.are_runs(args.folders):
-        folder = runs_report.write(args.folders, args.output, args.x or AXES[0], args.page)
+        folder = runs_report.write(args.folders, required(args.output), args.x or AXES[0], args.page)
     elif args.x:
         raise ValueError("--x is for several training runs alone; leave it out")
     else:

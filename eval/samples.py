@@ -111,7 +111,7 @@ def check_samples(path: Path, records: list[dict]) -> None:
     answers = {record["problem_id"]: record["answer"] for record in records}
     for problem, one in ((record["problem_id"], record["answer"]) for record in records):
         if one != (other := answers[problem]):
-            raise ValueError(f"{path}: {problem!r:.99} has the answers {one!r:.99} and {other!r:.99}; keep one's lines")
+            raise ValueError(f"{path}: {problem!r:.99} has two answers, {one!r:.99} and {other!r:.99}; keep one")
     numbers = [record["seed"] if record["sample"] is None else record["sample"] for record in records]
     keys = [(record["problem_id"], number) for record, number in zip(records, numbers, strict=True)]
     samples = Counter(key for key in keys if key[1] is not None)

@@ -83,7 +83,7 @@ def page_path(text: str) -> Path:
     """Parse the name of a page of the documents: a Markdown file that is not there, or that a report was written to."""
     page = path(text)
     if page.suffix != ".md" or (page.exists() and MADE not in page.read_text(encoding="utf-8", errors="replace")):
-        raise argparse.ArgumentTypeError(f"{page}: is no .md, or is there and no report's page; give another file")
+        raise argparse.ArgumentTypeError(f"{page}: not a .md file, or not written by eval.report; give another file")
     return page
 
 

@@ -98,7 +98,7 @@ def check_files(overrides: list[str]) -> None:
     chosen = {name for choice in choices(overrides) for name in re.findall(r"[^\[\], ]+", choice.partition("=")[2])}
     for name in sorted(chosen.intersection(arm_names())):
         allow = read_allow(path := FOLDER / f"{name}.yaml")
-        if not path.read_text(encoding="utf-8").startswith(HEADER):
+        if not re.match(rf"\s*{HEADER}\s*$", path.read_text(encoding="utf-8"), re.MULTILINE):
             raise ValueError(f"{path}: begin it with the line {HEADER}, without a byte order mark")
         if not isinstance(allow, Mapping) or name not in allow:
             raise ValueError(f"{path}: justrl.allow has no entry {name}; list the keys that it sets")

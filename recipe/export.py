@@ -98,8 +98,8 @@ def repository_name(text: str) -> str:
         with contextlib.suppress(ValueError):
             validate_repo_id(text)
             return text
-    of = "of at most 96 letters, digits, -, _ and ., without -- or .., or any of them at an end"
-    raise argparse.ArgumentTypeError(f"{text!r}: give ORG/NAME, of the hub's organisation or user and a model, {of}")
+    of = "each of letters, digits, -, _ and ., 96 characters together"
+    raise argparse.ArgumentTypeError(f"{text!r}: give ORG/NAME: an organisation or user of the hub, and a model, {of}")
 
 
 def main() -> None:

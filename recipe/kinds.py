@@ -47,6 +47,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "count": ("an integer of at least 1", lambda value: is_integer(value) and value >= 1),
     "number": ("a finite number", is_number),
     "amount": ("a finite number of at least 0", lambda value: is_number(value) and value >= 0),
+    "limit": ("a number of at least 0, inf for none", lambda value: KINDS["amount"][1](value) or value == math.inf),
     "fraction": ("a number above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1),
     "text": ("text", lambda value: isinstance(value, str) and value != UNSET),
     "name": (f"a name of at most {LONGEST_NAME} bytes without . or .. between slashes", is_name),

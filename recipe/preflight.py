@@ -36,7 +36,7 @@ BUFFERS = {"sync": "ReplayBuffer", "colocate_async": "ReplayBufferAsync"}  # by 
 NAMES = {
     "algorithm.adv_estimator": ("trainer/ppo/core_algos.py", r'^    [A-Z_]+ = "(\w+)"$'),
     f"{ACTOR}.policy_loss.loss_mode": ("trainer/ppo/core_algos.py", r'^@register_policy_loss\("(\w+)"\)'),
-    "trainer.logger": ("utils/tracking.py", r'^        "(\w+)",$'),
+    "trainer.logger": ("utils/tracking.py", r'(?:^        |== )"(\w+)"[,:]$'),
 }
 BYTES_PER_PARAMETER = 12  # a checkpoint holds fp32 weights and two Adam moments
 
@@ -115,8 +115,9 @@ def names_of_verl(key: str) -> list[str]:
 
 
 def check_names(config: DictConfig) -> None:
+    others = config.actor_rollout_ref.model.external_lib != OUR_LIBRARY or "VERL_USE_EXTERNAL_MODULES" in os.environ
     for key in NAMES:
-        if key != "trainer.logger" and config.actor_rollout_ref.model.external_lib != OUR_LIBRARY:
+        if key != "trainer.logger" and others:
             continue  # another module may register more
         for name in as_list(OmegaConf.select(config, key)):
             if name not in names_of_verl(key):

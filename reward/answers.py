@@ -42,7 +42,7 @@ ASSIGNMENT = re.compile(r"^[a-zA-Z](?:_\{?\w+\}?)?=")
 MODULO = re.compile(r"([^\\]+)\(?\\[bp]?mod\{?(\d+)\}?\)?")
 # The Greek letters but pi, which is a number, and letters that are commands too.
 GREEK = (
-    r"\\((?:var)?(?:[Tt]heta|[Pp]hi|[Ss]igma|epsilon|rho)|Pi|[Pp]si|[Oo]mega|[Dd]elta|[Ll]ambda|[Gg]amma|[Xx]i"
+    r"\\((?:var)?(?:[Tt]heta|[Pp]hi|[Ss]igma|epsilon|rho)|Pi|[Pp]si|[Oo]mega|[Dd]elta|[Ll]ambda|gamma|Gamma(?!\()|[Xx]i"
     r"|[Uu]psilon|alpha|beta|zeta|eta|iota|kappa|mu|nu|tau|chi|ell|hbar)(?![a-zA-Z])"
 )
 # What may stand before an equals sign: not e, i or pi, which are numbers, nor a command such as \not.
@@ -162,7 +162,7 @@ def as_interval(text: str) -> str:
     variables = [bool(NAME.fullmatch(part)) for part in parts]
     if len(parts) == 3 and any(variables):
         parts = [r"-\infty", "<", *parts] if variables[0] else [*parts, "<", r"\infty"]
-    if len(parts) != 5 or not NAME.fullmatch(parts[2]) or {parts[1], parts[3]} & REVERSED.keys():
+    if len(parts) != 5 or not NAME.fullmatch(parts[2]) or "(" in parts[2] or {parts[1], parts[3]} & REVERSED.keys():
         return text
     return f"{'(' if parts[1] == '<' else '['}{parts[0]},{parts[4]}{')' if parts[3] == '<' else ']'}"
 

@@ -35,9 +35,7 @@ WORDS = {word: unit for unit, words in TABLES["units"].items() for word in words
 SYMBOLS = {word: unit for unit, words in TABLES["units_in_text_commands"].items() for word in words.split()}
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 TOKEN = re.compile(r"([a-zA-ZµΩ]+)\.?|\^\{?(-?\d)\}?|(/)")
-# An operator, \operatorname{sec} x, is no unit.
-UNIT_COMMANDS = TEXT_COMMANDS.replace("operatorname|", "")
-IN_COMMAND = rf"(?:\\mu *)?\\(?:{UNIT_COMMANDS})\{{{CONTENT}\}}(?:\^(?:-?\d|\{{-?\d\}}))?"
+IN_COMMAND = rf"(?:\\mu *)?\\(?:{TEXT_COMMANDS})\{{{CONTENT}\}}(?:\^(?:-?\d|\{{-?\d\}}))?"
 TEXT_FRACTION = re.compile(rf"\\frac\{{({IN_COMMAND})\}}\{{({IN_COMMAND})\}}")
 # What has no units of its own: an exponent, an index, an argument.
 INNER = r"((?:[\^_]|\\(?:sqrt|binom|log|ln)(?![a-zA-Z])(?:_\w)?|\\binom\{\w+\}) *\{(?:[^{}]|\{[^{}]*\})*\})"
@@ -45,7 +43,8 @@ TEXT_UNIT = re.compile(rf"{INNER}|(?:[ {GAP}]*(?:(?:/|\\cdot|\\times)[ {GAP}]*)?
 DEGREE = re.compile(rf"{INNER}|\^\\circ")
 # A factor after a unit's name: \mathrm{d}x and \mathrm{N}(x) have no unit.
 FACTOR = re.compile(
-    rf"[ {GAP}]*(?:[a-zA-Z(]|\\\{{|\\(?!c[au]p|l?or|l?and|times|cdot|pm|leq?|geq?|end|ldots|text|mbox|mathrm)[a-zA-Z])"
+    rf"[ {GAP}]*(?:[a-zA-Z(]|\\\{{|"
+    r"\\(?!c[au]p|l?or|l?and|times|cdot|pm|leq?|geq?|end|ldots|sqrt|text|mbox|mathrm)[a-zA-Z])"
 )
 # Before a number a unit may stand in text alone, \text{cm}3, and by no name that is a function's too.
 BEFORE_NUMBER = re.compile(rf"\\(?:text|mbox)\{{ *(?!(?:sec|min|g?rad|d) *\}})[^{{}}]*\}}[ {GAP}]*(?=[-.\d])")

@@ -26,7 +26,7 @@ was interrupted continues from its last checkpoint.
 environment: JUSTRL_DEVICE=cpu|cuda    instead of what the machine has
              JUSTRL_DAPO, JUSTRL_BENCH local copies of the training set and the benchmarks (default: the hub)
              JUSTRL_GSM8K              a local copy of GSM8K, for the config gsm8k
-             JUSTRL_INIT               model that demo_pretrained begins with, folder or hub id (default: SmolLM2-135M)
+             JUSTRL_INIT               model that demo_pretrained begins with, folder or hub id (default: SmolLM2-135M-Instruct)
              JUSTRL_DATA               folder of prepared data (default: data)
              JUSTRL_EVAL               extra arguments for eval.generate
              JUSTRL_JUDGE              model that judges what the rule of eval.grade rejects

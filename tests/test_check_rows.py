@@ -64,12 +64,12 @@ MALFORMED = {  # columns, the row and words of the line
     "null second role": (
         {"prompt": at(6, [*TURNS, {"content": "2", "role": None}], TURNS)},
         6,
-        "of role None; use one",
+        "of role None; name it",
     ),
     "unknown role": (
         {"prompt": at(7, [{"content": "Hi", "role": "User"}, *TURNS], TURNS)},
         7,
-        "of role 'User'; use one",
+        "of role 'User'; name it",
     ),
     "null second content": (
         {"prompt": at(8, [*TURNS, {"content": None, "role": "user"}], TURNS)},

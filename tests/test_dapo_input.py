@@ -116,7 +116,7 @@ LINE = b'{"prompt": "What is 1+1?", "solution": "2"}\r\n'
         (LINE + LINE[:20], "raw.jsonl, line 2: is truncated"),
         (b"[" + LINE.strip() + b"]", "raw.jsonl, line 1: is no JSON object"),
         (LINE.decode().encode("utf-16"), "raw.jsonl: is UTF-16; convert it with iconv"),
-        (LINE + rb'{"prompt": "\\ud800 \ud800", "solution": "2"}', "raw.jsonl, line 2: has half a character"),
+        (LINE + rb'{"prompt": "\\ud800 \ud800", "solution": "2"}', "raw.jsonl, line 2: has an unpaired surrogate"),
         (LINE + b'{"prompt": "x", "solution": NaN}', "raw.jsonl: cannot be read"),
         (LINE + b'{"prompt": "x", "solution": %d}' % 10**30, "raw.jsonl: cannot be read"),
     ],

@@ -135,7 +135,7 @@ def test_the_source_and_the_files_of_others_are_not_replaced(tmp_path):
         ({"train": TRAIN, "test": [("How many?", "7\n#### \uff17")]}, "row 0: the answer does not end in ####"),
         ({"train": TRAIN, "test": [("How many?", "7\n#### 007")]}, "row 0: the answer does not end in ####"),
         ({"train": TRAIN, "test": [("Odd?", "#### 1"), ("Odd?", "#### 3")]}, "dropped: {'conflicting answers': 2}"),
-        ({"train": TRAIN, "test": [("Half \ud800?", "#### 7")]}, "test.jsonl, line 1: has half a character"),
+        ({"train": TRAIN, "test": [("Half \ud800?", "#### 7")]}, "test.jsonl, line 1: has an unpaired surrogate"),
         ({"train": TRAIN, "test": [(None, "#### 7")]}, "row 0: 'question' and 'answer' are to be text"),
         ({"train": TRAIN, "test": [("", "#### 7")]}, "row 0: 'question' and 'answer' are to be text"),
     ],

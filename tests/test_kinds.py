@@ -38,7 +38,7 @@ MALFORMED = {  # override: the beginning of the line
     "actor_rollout_ref.actor.optim.lr=inf": "actor_rollout_ref.actor.optim.lr: expected a finite number of at least 0",
     "actor_rollout_ref.actor.optim.lr=1e-6x": "actor_rollout_ref.actor.optim.lr: expected a finite number of at least",
     "actor_rollout_ref.actor.entropy_coeff=-inf": "actor_rollout_ref.actor.entropy_coeff: expected a finite number",
-    "actor_rollout_ref.actor.clip_ratio_high=-1": "actor_rollout_ref.actor.clip_ratio_high: expected a finite number",
+    "actor_rollout_ref.actor.clip_ratio_high=-1": "actor_rollout_ref.actor.clip_ratio_high: expected a number of",
     f"{SAVE}={10**23}": f"{SAVE}: expected an integer, below 2**63, got {10**23}; pass another, such as {SAVE}=-1",
     "data.train_files=5": "data.train_files: expected a file or a list of files, got 5; pass another",
     f"trainer.experiment_name={'a' * 241}": "trainer.experiment_name: expected a name of at most 240 bytes",

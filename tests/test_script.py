@@ -110,9 +110,9 @@ def test_every_command_answers_missing_input_with_one_line_and_status_2(argument
         (["recipe.compose", "demo", "--get", ""], "argument --get: is empty"),
         (["eval.grade", "a", "--endpoint", "http://x/v1"], "--endpoint is for a judge; add --judge, or leave it out"),
         (["eval.grade", "a", "--audit", "0.5"], "--audit is for a judge"),
-        (["eval.report", "a", "--page", "README.md"], "README.md: is no .md, or is there and no report's page"),
-        (["eval.report", "a", "--page", "a/scores.json"], "argument --page: a/scores.json: is no .md"),
-        (["eval.report", "a", "--page", "docs"], "argument --page: docs: is no .md"),
+        (["eval.report", "a", "--page", "README.md"], "README.md: not a .md file, or not written by eval.report"),
+        (["eval.report", "a", "--page", "a/scores.json"], "argument --page: a/scores.json: not a .md file"),
+        (["eval.report", "a", "--page", "docs"], "argument --page: docs: not a .md file"),
     ],
 )
 def test_an_empty_or_misplaced_value_is_refused_before_any_work(arguments, message):

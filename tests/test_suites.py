@@ -224,7 +224,7 @@ def test_adding_replaces_only_what_it_made_and_names_copies(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"mine\.parquet: is the source too; choose another --output"):
         add(tmp_path / "bench" / "mine.parquet", tmp_path / "bench", where="data_source=mine")
     add(write_lines(source, [*ROWS, ROWS[1] | {"answer": "2"}]), tmp_path / "bench", "copies")
-    assert "2 rows have a problem of another one: copies-1, copies-3\n" in capsys.readouterr().out
+    assert "2 rows share their problem with another row: copies-1, copies-3\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,8 @@ def write(path: Path, settings: dict, init: str | None = None, data: Path | None
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     write_text(aside / SETTINGS_FILE, text)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # renamed in one go: a start after a kill must know it for its own
+        folder.replace(old := folder.with_name(f".{folder.name}.old"))
+        shutil.rmtree(old)
     aside.replace(folder)
     print(f"{path}: made")

@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from common import command
 from common.command import Failure, run
 from common.processes import REPOSITORY
 from recipe import paper
@@ -107,9 +108,9 @@ def write(folder: Path) -> None:
     for name in (REQUIRED, "README.md"):
         (folder / name).write_text(render(f"{name}.j2", titles=titles, **context))
     check_names(folder)
-    for command in (["check", "--fix"], ["format"]):
+    for action in (["check", "--fix"], ["format"]):
         options = ["--config", str(Path(__file__).with_name("lint.toml")), "--no-cache", "--no-respect-gitignore"]
-        ruff = [sys.executable, "-m", "ruff", *command, *options, "."]
+        ruff = [sys.executable, "-m", "ruff", *action, *options, "."]
         done = subprocess.run(ruff, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             raise Failure(f"ruff of the generated folder: {(done.stdout + done.stderr).strip()}")
@@ -118,7 +119,9 @@ def write(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     output = REPOSITORY / "build" / "verl-recipe"
-    parser.add_argument("--output", type=Path, default=output, help="the folder above justrl (default %(default)s)")
+    parser.add_argument(
+        "--output", type=command.path, default=output, help="the folder above justrl (default %(default)s)"
+    )
     target = parser.parse_args().output / "justrl"
     if target.exists() and not (target / REQUIRED).is_file():
         raise ValueError(f"{target} is not a folder that this command wrote; move it away")
