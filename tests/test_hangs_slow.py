@@ -117,6 +117,7 @@ def test_a_reward_that_raises_once_is_tried_again_and_one_that_always_does_is_no
     assert (last["event"], last["kind"]) == ("failure", "failed")
     assert "the reward has broken down" in last["cause"]
     assert f"not started again: it ended in the same way twice after step {last['step']}" in output
-    assert output.count("restart ") == 2, output
+    # Three where a step after the checkpoint was lost, so that the second failure is after an earlier step.
+    assert output.count("restart ") in (2, 3), output
     with contextlib.suppress(FileNotFoundError):
         assert not list((folder / "stalls").iterdir()), "a failure is no hang"
