@@ -72,7 +72,9 @@ data() {
     case "$config" in
       demo_hard) kind=(--hard) ;;
       demo_pretrained)
-        [ -n "${JUSTRL_INIT:-}" ] || [ ! -f models/demo_pretrained/justrl_backbone.json ] || return 0 # as it was begun
+        # What is there goes on as it was begun.
+        [ -n "${JUSTRL_INIT:-}" ] || [ ! -f models/demo_pretrained/justrl_backbone.json ] ||
+          [ ! -f "$bench/train.parquet" ] || return 0
         kind=(--init "${JUSTRL_INIT:-HuggingFaceTB/SmolLM2-135M-Instruct}")
         ;;
     esac
