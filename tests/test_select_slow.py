@@ -1,4 +1,4 @@
-"""A sanity set of the demo, from samples of its model to a training whose accuracy on it must rise above 95 %."""
+"""A sanity set of the demo, from samples of its model to a training that brings the accuracy on it above 95 %."""
 
 import subprocess
 
@@ -11,9 +11,7 @@ from tests.conftest import HANGING_SECONDS, ROOT
 from tests.test_run_slow import experiment, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("demo_data")]
-SAMPLED, STEPS = 32, 50  # problems, training steps
-RATE = 3e-4  # six times the demo's: few steps are to bring what many would
-LAST = 5  # steps, whose mean counts
+SAMPLED, STEPS = 192, 20  # problems, training steps
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +37,16 @@ def sanity_set(fork_server, tmp_path_factory):
     return place / "train.parquet"
 
 
-def test_training_accuracy_on_a_sanity_set_rises_above_95_percent(sanity_set, fork_server):
+def test_accuracy_on_a_sanity_set_rises_above_95_percent(sanity_set, fork_server):
+    """As validation samples it: at temperature 1 half a million parameters go on making mistakes in one of ten."""
     overrides = [
         f"data.train_files={sanity_set}",
         f"data.val_files={sanity_set}",
-        "data.train_batch_size=16",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        f"actor_rollout_ref.actor.optim.lr={RATE}",
         f"trainer.total_training_steps={STEPS}",
         f"trainer.test_freq={STEPS}",
         "trainer.save_freq=-1",
     ]
     metrics = read_metrics(trained(fork_server, experiment("test_sanity"), *overrides) / "metrics.jsonl")
-    accuracy = [(1 + metrics[step]["critic/score/mean"]) / 2 for step in range(1, STEPS + 1)]
-    assert 0.2 < accuracy[0] < 0.8
-    assert sum(accuracy[-LAST:]) / LAST > 0.95
+    accuracy = "val-core/sanity/acc/mean@4"
+    assert 0.2 < metrics[0][accuracy] < 0.8
+    assert metrics[STEPS][accuracy] > 0.95
