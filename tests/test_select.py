@@ -161,7 +161,7 @@ def test_only_what_it_made_is_overwritten(tmp_path):
         manifest_path(other).unlink(missing_ok=True)
     assert other.read_bytes() == before
     for name in ("train.sanity", "", "samples"):
-        with pytest.raises(ValueError, match=r"the output is to be a file named \.parquet; choose another name"):
+        with pytest.raises(ValueError, match=r"the output must be a \.parquet file; choose another name"):
             select(folder, data, 0.2, 0.8, tmp_path / name)
     manifest_path(tmp_path / "mine.parquet").write_text("{}")
     with pytest.raises(ValueError, match=r"mine\.manifest\.json: is there, and eval\.select did not make it"):
