@@ -34,17 +34,17 @@ def experiment(name):
     return folder
 
 
+def succeed(env, *command):
+    """Run a command that must end with status 0."""
+    options = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "timeout": HANGING_SECONDS}
+    done = subprocess.run(list(map(str, command)), **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def trained(env, folder, *arguments):
     """Train the demo into a folder of its own, and return the folder."""
-    done = subprocess.run(
-        [".venv/bin/python", "-m", "recipe.train", "demo", f"trainer.experiment_name={folder.name}", *arguments],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=HANGING_SECONDS,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    name = f"trainer.experiment_name={folder.name}"
+    succeed(env, ".venv/bin/python", "-m", "recipe.train", "demo", name, *arguments)
     return folder
 
 
@@ -225,15 +225,7 @@ def test_the_papers_config_takes_the_real_data_through_every_stage(shared_data, 
         "JUSTRL_DATA": str(tmp_path / "data"),
         "JUSTRL_EVAL": "--tasks AIME24,AIME25,AMC23 --samples 2 --max-tokens 32",
     }
-    done = subprocess.run(
-        ["./run_justrl.sh", "justrl_deepseek", "--allow", "*", *overrides],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=HANGING_SECONDS,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    succeed(environment, "./run_justrl.sh", "justrl_deepseek", "--allow", "*", *overrides)
     scores = json.loads((folder / "eval" / "step_2" / "scores.json").read_text())
     assert {task: values["problems"] for task, values in scores["tasks"].items()} == {
         "AIME24": 30,

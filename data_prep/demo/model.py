@@ -185,7 +185,9 @@ def write(path: Path, settings: dict, init: str | None = None, data: Path | None
     tokenizer.save_pretrained(aside)
     write_text(aside / SETTINGS_FILE, text)
     if folder.exists():  # renamed in one go: a start after a kill must know it for its own
-        folder.replace(old := folder.with_name(f".{folder.name}.old"))
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # of a kill while it was removed
+        folder.replace(old)
         shutil.rmtree(old)
     aside.replace(folder)
     print(f"{path}: made")
