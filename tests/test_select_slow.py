@@ -27,7 +27,7 @@ def sanity_set(fork_server, tmp_path_factory):
 
 
 def test_accuracy_on_a_sanity_set_rises_above_95_percent(sanity_set, fork_server):
-    """As validation samples it: at temperature 1 half a million parameters go on making mistakes in one or two of ten."""
+    """As validation samples it: at temperature 1 so small a model errs in one or two of ten."""
     overrides = [
         f"data.train_files={sanity_set}",
         f"data.val_files={sanity_set}",
